@@ -1,0 +1,160 @@
+"""The NumPy backend: the reference that every other backend is compared with."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tinyseq.array_api import fill_key, full_permutation
+from tinyseq.backend import Backend
+
+__all__ = ["NumpyBackend"]
+
+Array = np.ndarray[Any, Any]
+
+# Below this many elements a full copy is quicker than NumPy's 2 microseconds for a broadcast view.
+SMALL = 4096
+
+
+def _sigmoid(x: Array) -> Array:
+    # (1 + tanh(x / 2)) / 2 never overflows and keeps NaN.
+    out: Array = np.tanh(0.5 * x)
+    out *= 0.5
+    out += 0.5
+    return out
+
+
+try:
+    from scipy.special import erf as _erf
+except ImportError:
+
+    def _erf(x: Array) -> Array:
+        """Exact and slow; installing SciPy makes it quick."""
+        return np.frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)  # type: ignore[no-any-return]
+
+
+def _clip(x: Array, *, low: float | None, high: float | None) -> Array:
+    return np.clip(x, low, high)
+
+
+def _sum(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> Array:
+    return np.add.reduce(x, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+def _max(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> Array:
+    return np.maximum.reduce(x, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+def _min(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> Array:
+    return np.minimum.reduce(x, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+
+
+def _reshape(x: Array, *, shape: tuple[int, ...]) -> Array:
+    return x.reshape(shape)
+
+
+def _permute(x: Array, *, axes: tuple[int, ...]) -> Array:
+    if axes == (-1, -2):
+        return x.mT
+    return x.transpose(full_permutation(axes, x.ndim))
+
+
+def _broadcast_to(x: Array, *, shape: tuple[int, ...]) -> Array:
+    if math.prod(shape) <= SMALL and 0 not in shape:
+        out = np.empty(shape, x.dtype)
+        out[...] = x
+        return out
+    return np.broadcast_to(x, shape)
+
+
+def _pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float) -> Array:
+    return np.pad(x, (*[(0, 0)] * (x.ndim - len(widths)), *widths), constant_values=value)
+
+
+def _getitem(x: Array, *indices: Array, key: tuple[Any, ...]) -> Array:
+    return x[fill_key(key, indices)]  # type: ignore[no-any-return]
+
+
+def _scatter_add(values: Array, *indices: Array, key: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
+    return _scatter_add_into(np.zeros(shape, values.dtype), values, *indices, key=key)
+
+
+def _scatter_add_into(total: Array, values: Array, *indices: Array, key: tuple[Any, ...]) -> Array:
+    if indices:
+        np.add.at(total, fill_key(key, indices), values)  # an index may occur twice
+    else:
+        total[key] += values
+    return total
+
+
+def _argsort(x: Array, *, axis: int, descending: bool) -> Array:
+    if not descending:
+        return np.argsort(x, axis=axis, kind="stable")
+    # Stable in descending order, and NaN first, as array libraries have it: sort the reversed array, then turn both back.
+    order = np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
+    return x.shape[axis] - 1 - order
+
+
+def _concatenate(*arrays: Array, axis: int, sizes: tuple[int, ...]) -> Array:
+    return np.concatenate(arrays, axis=axis)
+
+
+class NumpyBackend(Backend):
+    """NumPy arrays on the CPU."""
+
+    name: ClassVar[str] = "numpy"
+    install: ClassVar[str] = "pip install numpy"
+    generator_family: ClassVar[str] = "numpy"
+    xp = np
+    array_type = np.ndarray
+
+    def overrides(self) -> dict[str, Callable[..., Any]]:
+        """NumPy takes numbers beside arrays as they are, so its ufuncs serve directly."""
+        return {
+            "add": np.add,
+            "sub": np.subtract,
+            "mul": np.multiply,
+            "div": np.divide,
+            "power": operator.pow,  # the operator squares and takes roots quicker than the ufunc
+            "remainder": np.remainder,
+            "floor_divide": np.floor_divide,
+            "maximum": np.maximum,
+            "minimum": np.minimum,
+            "eq": np.equal,
+            "ne": np.not_equal,
+            "lt": np.less,
+            "le": np.less_equal,
+            "gt": np.greater,
+            "ge": np.greater_equal,
+            "where": np.where,
+            "relu": lambda x: np.maximum(x, 0),
+            "sigmoid": _sigmoid,
+            "erf": _erf,
+            "clip": _clip,
+            "cast": lambda x, *, dtype: x.astype(dtype),
+            "copy": lambda x: x.copy(),
+            "sum": _sum,
+            "max": _max,
+            "min": _min,
+            "reshape": _reshape,
+            "permute": _permute,
+            "broadcast_to": _broadcast_to,
+            "pad": _pad,
+            "getitem": _getitem,
+            "scatter_add": _scatter_add,
+            "scatter_add_into": _scatter_add_into,
+            "argsort": _argsort,
+            "concatenate": _concatenate,
+        }
+
+    def native_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """NumPy's own dtypes, and those of packages that extend it, such as ml_dtypes."""
+        return dtype
+
+    def contiguous(self, array: Array) -> Array:
+        """The array in C order."""
+        return array if array.flags.c_contiguous else array.copy()

@@ -1,0 +1,247 @@
+"""A case, the inputs it draws, and how each side differentiates it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Sizes = Mapping[str, int]
+Arrays = dict[str, np.ndarray]
+Draw = Callable[[np.random.Generator, Sizes], np.ndarray]
+
+# Different sizes for axes that meet in one case, so that a transposed result has the wrong shape.
+GOLDEN_SIZES: Sizes = {"B": 3, "T": 4, "I": 4, "H": 5, "C": 4, "D": 3, "K": 5, "M": 2, "N": 3, "V": 7}
+
+
+class Case(ABC):
+    """One question put to both libraries."""
+
+    name: str
+    least: Mapping[str, int]
+    looser: float = 1.0  # how many times the dtype's tolerance this case may use, and the case says why
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
+        """The inputs, exact in float32, so that one golden value serves both dtypes."""
+
+    @abstractmethod
+    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
+        """PyTorch's answer in float64."""
+
+    @abstractmethod
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+        """tinyseq's answer in `dtype`, on the current backend."""
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+# ----------------------------------------------------------------------------------------------------------- drawing
+
+
+def exact(values: np.ndarray) -> np.ndarray:
+    """float64 values that float32 can hold."""
+    return np.asarray(values, dtype=np.float32).astype(np.float64)
+
+
+def shape_of(letters: str, sizes: Sizes) -> tuple[int, ...]:
+    """`"BT1"` is (sizes["B"], sizes["T"], 1)."""
+    return tuple(sizes[letter] if letter.isalpha() else int(letter) for letter in letters)
+
+
+def real(letters: str, scale: float = 1.0) -> Draw:
+    """Normal numbers."""
+    return lambda rng, sizes: exact(scale * rng.standard_normal(shape_of(letters, sizes)))
+
+
+def between(letters: str, low: float, high: float) -> Draw:
+    """Uniform numbers in an interval."""
+    return lambda rng, sizes: exact(rng.uniform(low, high, shape_of(letters, sizes)))
+
+
+def positive(letters: str) -> Draw:
+    """Numbers well above zero."""
+    return between(letters, 0.5, 2.0)
+
+
+def nonzero(letters: str) -> Draw:
+    """Numbers of both signs, none near zero."""
+
+    def draw(rng: np.random.Generator, sizes: Sizes) -> np.ndarray:
+        shape = shape_of(letters, sizes)
+        return exact(rng.uniform(0.5, 2.0, shape) * rng.choice([-1.0, 1.0], shape))
+
+    return draw
+
+
+def ties(letters: str) -> Draw:
+    """Few different values, zero and one among them: equal maxima, and the kinks of piecewise functions."""
+    return lambda rng, sizes: rng.choice([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0], shape_of(letters, sizes))
+
+
+def distinct(letters: str) -> Draw:
+    """No two values nearer than a third, so that an order is certain."""
+
+    def draw(rng: np.random.Generator, sizes: Sizes) -> np.ndarray:
+        shape = shape_of(letters, sizes)
+        count = int(np.prod(shape))
+        return exact((rng.permutation(count) - count / 2 + 0.3 * rng.random(count)).reshape(shape) / 2)
+
+    return draw
+
+
+def distribution(letters: str) -> Draw:
+    """Positive rows that sum to one along the last axis."""
+
+    def draw(rng: np.random.Generator, sizes: Sizes) -> np.ndarray:
+        rows = rng.uniform(0.2, 1.0, shape_of(letters, sizes))
+        return exact(rows / rows.sum(axis=-1, keepdims=True))
+
+    return draw
+
+
+def holes(letters: str, value: float = -np.inf, chance: float = 0.4) -> Draw:
+    """Normal numbers, some replaced by `value`, never a whole row."""
+
+    def draw(rng: np.random.Generator, sizes: Sizes) -> np.ndarray:
+        shape = shape_of(letters, sizes)
+        values = exact(rng.standard_normal(shape))
+        hole = rng.random(shape) < chance
+        hole[..., 0] = False
+        return np.where(hole, value, values)
+
+    return draw
+
+
+def index(letters: str, below: str | int, low: int = 0) -> Draw:
+    """int64 numbers from `low` up to a size or a number, repeats likely."""
+
+    def draw(rng: np.random.Generator, sizes: Sizes) -> np.ndarray:
+        high = sizes[below] if isinstance(below, str) else below
+        return np.asarray(rng.integers(-high if low < 0 else low, high, shape_of(letters, sizes)), dtype=np.int64)
+
+    return draw
+
+
+def mask(letters: str) -> Draw:
+    """Booleans, the first one true, so that a selection is never empty."""
+
+    def draw(rng: np.random.Generator, sizes: Sizes) -> np.ndarray:
+        values = np.asarray(rng.random(shape_of(letters, sizes)) < 0.5)
+        values.flat[0] = True
+        return values
+
+    return draw
+
+
+def order(letters: str) -> Draw:
+    """Each row along the last axis a permutation."""
+
+    def draw(rng: np.random.Generator, sizes: Sizes) -> np.ndarray:
+        return np.asarray(np.argsort(rng.random(shape_of(letters, sizes)), axis=-1), dtype=np.int64)
+
+    return draw
+
+
+# -------------------------------------------------------------------------------------------------- differentiating
+
+
+def cotangent(shape: tuple[int, ...], place: int) -> np.ndarray:
+    """Weights in [-1, 1) that depend on position alone: no stream of random numbers to store, exact in float32."""
+    count = int(np.prod(shape))
+    return (((np.arange(count) + 1 + 101 * place) * 40503) % 65536 / 32768.0 - 1.0).reshape(shape)
+
+
+def outputs_of(result: Any) -> list[Any]:
+    """The tensors in nested tuples and lists, in order."""
+    if isinstance(result, tuple | list):
+        return [leaf for part in result for leaf in outputs_of(part)]
+    return [result]
+
+
+def torch_answer(result: Any, wanted: Mapping[str, Any]) -> Arrays:
+    """Outputs, and the gradients of `wanted` when each float output is weighted by its cotangent."""
+    import torch
+
+    outputs = outputs_of(result)
+    answer = {f"out{place}": output.detach().numpy() for place, output in enumerate(outputs)}
+    loss = sum(
+        (output * torch.from_numpy(cotangent(tuple(output.shape), place)).to(output.dtype)).sum()
+        for place, output in enumerate(outputs)
+        if output.requires_grad
+    )
+    if wanted and isinstance(loss, torch.Tensor):
+        gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+        for (name, tensor), gradient in zip(wanted.items(), gradients, strict=True):
+            answer[f"grad/{name}"] = (torch.zeros_like(tensor) if gradient is None else gradient).numpy()
+    return answer
+
+
+def tinyseq_answer(result: Any, wanted: Mapping[str, Any], dtype: Any) -> Arrays:
+    """As `torch_answer`, by `backward()` on the tape."""
+    import tinyseq as ts
+
+    outputs = outputs_of(result)
+    answer = {f"out{place}": output.detach().numpy() for place, output in enumerate(outputs)}
+    loss = None
+    for place, output in enumerate(outputs):
+        if output.requires_grad:
+            term = (output * ts.tensor(cotangent(tuple(output.shape), place).astype(dtype))).sum()
+            loss = term if loss is None else loss + term
+    if wanted and loss is not None:
+        loss.backward()
+        for name, tensor in wanted.items():
+            gradient = tensor.grad
+            answer[f"grad/{name}"] = np.zeros(tensor.shape, dtype) if gradient is None else gradient.numpy()
+    return answer
+
+
+class Expression(Case):
+    """A function of arrays: `ours(ts, *tensors)` and `theirs(torch, *tensors)`, one lambda where the words agree."""
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Draw | tuple[Draw, ...],
+        ours: Callable[..., Any],
+        theirs: Callable[..., Any] | None = None,
+        *,
+        least: Mapping[str, int] | None = None,
+        looser: float = 1.0,
+        constant: tuple[int, ...] = (),
+    ) -> None:
+        self.name = name
+        self.inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        self.ours = ours
+        self.theirs = theirs or ours
+        self.least = least or {}
+        self.looser = looser
+        self.constant = constant
+
+    def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
+        return {f"x{place}": draw(rng, sizes) for place, draw in enumerate(self.inputs)}
+
+    def _wants(self, place: int, array: np.ndarray) -> bool:
+        return array.dtype.kind == "f" and place not in self.constant
+
+    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
+        import torch
+
+        tensors = {}
+        for place, (name, array) in enumerate(arrays.items()):
+            tensors[name] = torch.tensor(array, requires_grad=self._wants(place, array))
+        wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+        return torch_answer(self.theirs(torch, *tensors.values()), wanted)
+
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+        import tinyseq as ts
+
+        tensors = {}
+        for place, (name, array) in enumerate(arrays.items()):
+            values = array.astype(dtype) if array.dtype.kind == "f" else array
+            tensors[name] = ts.tensor(values, requires_grad=self._wants(place, array))
+        wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+        return tinyseq_answer(self.ours(ts, *tensors.values()), wanted, dtype)

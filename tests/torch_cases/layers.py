@@ -1,0 +1,184 @@
+"""Layers: a state dict of PyTorch's names and shapes is loaded into both, and every parameter's gradient compared."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from torch_cases.case import Arrays, Case, Draw, Sizes, distinct, exact, index, real, tinyseq_answer, torch_answer
+
+STATE = "state/"
+
+
+class Layer(Case):
+    """A layer of one name in both libraries. Settings that are letters stand for sizes."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        settings: Mapping[str, Any],
+        inputs: Draw | tuple[Draw, ...],
+        call: Callable[..., Any] = lambda layer, *tensors: layer(*tensors),
+        *,
+        least: Mapping[str, int] | None = None,
+        looser: float = 1.0,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.settings = settings
+        self.inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        self.call = call
+        self.least = least or {}
+        self.looser = looser
+
+    def _settings(self, sizes: Sizes) -> dict[str, Any]:
+        def size(value: Any) -> Any:
+            return sizes[value] if isinstance(value, str) and len(value) == 1 else value
+
+        return {key: size(value) for key, value in self.settings.items()}
+
+    def _torch_layer(self, sizes: Sizes) -> Any:
+        import torch
+
+        return getattr(torch.nn, self.kind)(**self._settings(sizes), dtype=torch.float64)
+
+    def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
+        arrays = {f"x{place}": draw(rng, sizes) for place, draw in enumerate(self.inputs)}
+        for name, parameter in self._torch_layer(sizes).state_dict().items():
+            arrays[STATE + name] = exact(0.7 * rng.standard_normal(tuple(parameter.shape)))
+        return arrays
+
+    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
+        import torch
+
+        layer = self._torch_layer(sizes)
+        tensors, state = {}, {}
+        for name, array in arrays.items():
+            if name.startswith(STATE):
+                state[name.removeprefix(STATE)] = torch.from_numpy(array)
+            else:
+                tensors[name] = torch.tensor(array, requires_grad=array.dtype.kind == "f")
+        layer.load_state_dict(state)
+        wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+        wanted |= {STATE + name: parameter for name, parameter in layer.named_parameters()}
+        return torch_answer(self.call(layer, *tensors.values()), wanted)
+
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+        import tinyseq as ts
+
+        layer = getattr(ts.nn, self.kind)(**self._settings(sizes)).to(np.dtype(dtype).name)
+        tensors, state = {}, {}
+        for name, array in arrays.items():
+            values = array.astype(dtype) if array.dtype.kind == "f" else array
+            if name.startswith(STATE):
+                state[name.removeprefix(STATE)] = ts.tensor(values)
+            else:
+                tensors[name] = ts.tensor(values, requires_grad=array.dtype.kind == "f")
+        layer.load_state_dict(state)
+        wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+        wanted |= {STATE + name: parameter for name, parameter in layer.named_parameters()}
+        return tinyseq_answer(self.call(layer, *tensors.values()), wanted, dtype)
+
+
+def give_pair(layer: Any, x: Any, h: Any, c: Any) -> Any:
+    """LSTM's state is a pair."""
+    return layer(x, (h, c))
+
+
+NORMALISED = {"C": 3}  # see functional.py
+
+PLAIN: list[Case] = [
+    Layer("linear_layer", "Linear", {"in_features": "I", "out_features": "H"}, real("BTI")),
+    Layer("linear_layer_without_bias", "Linear", {"in_features": "I", "out_features": "H", "bias": False}, real("BI")),
+    Layer("embedding_layer", "Embedding", {"num_embeddings": "V", "embedding_dim": "I"}, index("TB", "V")),
+    Layer(
+        "embedding_layer_padding",
+        "Embedding",
+        {"num_embeddings": "V", "embedding_dim": "I", "padding_idx": 0},
+        index("TB", "V"),
+    ),
+    Layer("layer_norm_layer", "LayerNorm", {"normalized_shape": "C"}, distinct("BTC"), least=NORMALISED, looser=3),
+    Layer(
+        "layer_norm_layer_eps",
+        "LayerNorm",
+        {"normalized_shape": "C", "eps": 0.01},
+        distinct("BC"),
+        least=NORMALISED,
+        looser=3,
+    ),
+    Layer(
+        "layer_norm_layer_without_affine",
+        "LayerNorm",
+        {"normalized_shape": "C", "elementwise_affine": False},
+        distinct("BC"),
+        least=NORMALISED,
+        looser=3,
+    ),
+]
+
+CELLS: list[Case] = []
+for kind, extra in [("RNNCell", {}), ("RNNCell", {"nonlinearity": "relu"}), ("GRUCell", {}), ("LSTMCell", {})]:
+    states = (real("BH"), real("BH")) if kind == "LSTMCell" else (real("BH"),)
+    with_state = give_pair if kind == "LSTMCell" else (lambda layer, x, h: layer(x, h))
+    single = (real("H"),) * len(states)
+    title = "_".join([kind, *extra.values()])
+    sizes = {"input_size": "I", "hidden_size": "H"}
+    CELLS += [
+        Layer(title, kind, sizes | extra, (real("BI"), *states), with_state),
+        Layer(f"{title}_no_state", kind, sizes | extra, real("BI")),
+        Layer(f"{title}_no_bias", kind, sizes | extra | {"bias": False}, (real("BI"), *states), with_state),
+        Layer(f"{title}_unbatched", kind, sizes | extra, (real("I"), *single), with_state),
+    ]
+
+STACKS: list[Case] = []
+for kind, extra in [("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("GRU", {}), ("LSTM", {})]:
+    for num_layers, bidirectional, bias, given in itertools.product(
+        (1, 2), (False, True), (True, False), (True, False)
+    ):
+        if not bias and not given:
+            continue  # the two choices do not meet in the code; one of them at a time is enough
+        depth = str(num_layers * (1 + bidirectional))
+        states = (real(f"{depth}BH"),) * (1 + (kind == "LSTM")) if given else ()
+        words = [kind, *extra.values(), f"{num_layers}_layer"]
+        words += ["bidirectional"] * bidirectional + ["no_bias"] * (not bias) + ["no_state"] * (not given)
+        STACKS.append(
+            Layer(
+                "_".join(words),
+                kind,
+                {
+                    "input_size": "I",
+                    "hidden_size": "H",
+                    "num_layers": num_layers,
+                    "bidirectional": bidirectional,
+                    "bias": bias,
+                }
+                | extra,
+                (real("TBI"), *states),
+                give_pair if len(states) == 2 else (lambda layer, *tensors: layer(*tensors)),
+                looser=2,  # two layers and T steps add their roundings up
+            )
+        )
+    states = 2 if kind == "LSTM" else 1
+    settings = {"input_size": "I", "hidden_size": "H", "num_layers": 2, "bidirectional": True} | extra
+    call = give_pair if kind == "LSTM" else (lambda layer, *tensors: layer(*tensors))
+    title = "_".join([kind, *extra.values()])
+    STACKS += [
+        Layer(
+            f"{title}_batch_first",
+            kind,
+            settings | {"batch_first": True},
+            (real("BTI"), *(real("4BH"),) * states),
+            call,
+            looser=2,
+        ),
+        Layer(f"{title}_unbatched", kind, settings, (real("TI"), *(real("4H"),) * states), call, looser=2),
+        Layer(f"{title}_unbatched_no_state", kind, settings, real("TI"), looser=2),
+        Layer(f"{title}_unbatched_batch_first", kind, settings | {"batch_first": True}, real("TI"), looser=2),
+        Layer(f"{title}_last_state_only", kind, settings, real("TBI"), lambda layer, x: layer(x)[1], looser=2),
+    ]
+
+LAYERS = PLAIN + CELLS + STACKS

@@ -1,0 +1,219 @@
+"""Optimizers as trajectories of parameters, schedules as sequences of rates, clipping as norms and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from torch_cases.case import Arrays, Case, Sizes, real
+
+STEPS = 5
+RATE = 0.05
+
+
+def problem(x: Any, y: Any, w: Any, b: Any) -> Any:
+    """A loss in which both parameters matter and no step is like the one before."""
+    return (((x @ w + b).tanh() - y) ** 2).mean()
+
+
+class Trajectory(Case):
+    """Parameters after each of five steps, of `torch.optim` and `ts.optim`."""
+
+    looser = 20  # the second moment of a small gradient is divided by: five steps magnify a rounding
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        settings: Mapping[str, Any],
+        *,
+        ours: tuple[str, Mapping[str, Any]] | None = None,
+        groups: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.name = name
+        self.theirs = (kind, {"lr": RATE} | dict(settings))
+        self.ours = ours if ours is not None else self.theirs
+        self.groups = groups
+        self.least: Mapping[str, int] = {}
+
+    def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
+        shapes = {"x": "BI", "y": "BH", "w": "IH", "b": "H"}
+        return {name: real(letters)(rng, sizes) for name, letters in shapes.items()}
+
+    def _arguments(self, parameters: list[Any]) -> list[Any]:
+        if self.groups is None:
+            return parameters
+        return [{"params": [p]} | dict(group) for p, group in zip(parameters, self.groups, strict=True)]
+
+    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
+        import torch
+
+        x, y, w, b = (torch.tensor(arrays[name]) for name in "xywb")
+        parameters = [torch.nn.Parameter(w), torch.nn.Parameter(b)]
+        kind, settings = self.theirs
+        optimizer = getattr(torch.optim, kind)(self._arguments(parameters), **settings)
+        return self._walk(lambda: problem(x, y, *parameters), optimizer, parameters)
+
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+        import tinyseq as ts
+
+        x, y, w, b = (ts.tensor(arrays[name].astype(dtype)) for name in "xywb")
+        parameters = [ts.nn.Parameter(w), ts.nn.Parameter(b)]
+        kind, settings = self.ours
+        optimizer = getattr(ts.optim, kind)(self._arguments(parameters), **settings)
+        return self._walk(lambda: problem(x, y, *parameters), optimizer, parameters)
+
+    def _walk(self, loss_of: Callable[[], Any], optimizer: Any, parameters: list[Any]) -> Arrays:
+        path: list[list[np.ndarray]] = []
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss_of().backward()
+            optimizer.step()
+            path.append([parameter.detach().numpy().copy() for parameter in parameters])
+        return {f"path/{name}": np.stack(values) for name, values in zip("wb", zip(*path, strict=True), strict=True)}
+
+
+class Rates(Case):
+    """The learning rate at the start and after each of `count` scheduler steps."""
+
+    def __init__(
+        self,
+        name: str,
+        theirs: Callable[[Any, Any], Any],
+        ours: Callable[[Any, Any], Any] | None = None,
+        *,
+        count: int = 24,
+        groups: bool = False,
+    ) -> None:
+        self.name = name
+        self.theirs = theirs
+        self.ours = ours or theirs
+        self.count = count
+        self.groups = groups
+        self.least: Mapping[str, int] = {}
+
+    def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
+        return {"rate": np.array([0.5, 0.125])}
+
+    def _walk(self, optimizer: Any, schedule: Any) -> Arrays:
+        rates = []
+        for _ in range(self.count):
+            rates.append([group["lr"] for group in optimizer.param_groups])
+            optimizer.step()
+            schedule.step()
+        return {"rates": np.array(rates, dtype=np.float64)}
+
+    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
+        import torch
+
+        parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+        groups = [{"params": [p], "lr": float(rate)} for p, rate in zip(parameters, arrays["rate"], strict=True)]
+        optimizer = torch.optim.SGD(groups, lr=1.0)
+        return self._walk(optimizer, self.theirs(torch.optim.lr_scheduler, optimizer))
+
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+        import tinyseq as ts
+
+        parameters = [ts.nn.Parameter(ts.zeros(1)) for _ in range(2)]
+        groups = [{"params": [p], "lr": float(rate)} for p, rate in zip(parameters, arrays["rate"], strict=True)]
+        optimizer = ts.optim.SGD(groups, lr=1.0)
+        rates = self._walk(optimizer, self.ours(ts.optim.lr_scheduler, optimizer))
+        return {name: values.astype(dtype) for name, values in rates.items()}
+
+
+class Clipping(Case):
+    """The total norm, and the gradients afterwards; one parameter has none."""
+
+    def __init__(self, name: str, maximum: float, **settings: Any) -> None:
+        self.name = name
+        self.maximum = maximum
+        self.settings = settings
+        self.least: Mapping[str, int] = {}
+
+    def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
+        return {"w": real("IH")(rng, sizes), "b": real("H")(rng, sizes)}
+
+    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
+        import torch
+
+        parameters = [torch.nn.Parameter(torch.tensor(arrays[name])) for name in "wb"]
+        spare = torch.nn.Parameter(torch.zeros(2))
+        sum((p * p).sum() for p in parameters).backward()  # type: ignore[union-attr]
+        norm = torch.nn.utils.clip_grad_norm_([*parameters, spare], self.maximum, **self.settings)
+        return self._answer(norm, parameters, np.float64)
+
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+        import tinyseq as ts
+
+        parameters = [ts.nn.Parameter(ts.tensor(arrays[name].astype(dtype))) for name in "wb"]
+        spare = ts.nn.Parameter(ts.zeros(2))
+        first, second = parameters
+        ((first * first).sum() + (second * second).sum()).backward()
+        norm = ts.optim.clip_grad_norm([*parameters, spare], self.maximum, **self.settings)
+        return self._answer(norm, parameters, dtype)
+
+    def _answer(self, norm: Any, parameters: list[Any], dtype: Any) -> Arrays:
+        gradients = {f"grad/{name}": p.grad.numpy() for name, p in zip("wb", parameters, strict=True)}
+        return {"norm": np.asarray(float(norm), dtype=dtype)} | gradients
+
+
+TRAJECTORIES: list[Case] = [
+    Trajectory("sgd", "SGD", {}),
+    Trajectory("sgd_weight_decay", "SGD", {"weight_decay": 0.1}),
+    Trajectory("sgd_momentum", "SGD", {"momentum": 0.9}),
+    Trajectory("sgd_momentum_dampening", "SGD", {"momentum": 0.9, "dampening": 0.4, "weight_decay": 0.01}),
+    Trajectory("sgd_nesterov", "SGD", {"momentum": 0.9, "nesterov": True}),
+    Trajectory("sgd_nesterov_weight_decay", "SGD", {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1}),
+    Trajectory("sgd_maximize", "SGD", {"momentum": 0.9, "maximize": True}),
+    Trajectory("momentum", "SGD", {"momentum": 0.9}, ours=("Momentum", {"lr": RATE})),
+    Trajectory("sgd_groups", "SGD", {"momentum": 0.5}, groups=({"lr": 0.2}, {"weight_decay": 0.3})),
+    Trajectory("rmsprop", "RMSprop", {}),
+    Trajectory("rmsprop_weight_decay", "RMSprop", {"alpha": 0.9, "eps": 1e-6, "weight_decay": 0.1}),
+    Trajectory("rmsprop_momentum", "RMSprop", {"momentum": 0.9}),
+    Trajectory("rmsprop_centered", "RMSprop", {"centered": True}),
+    Trajectory("rmsprop_centered_momentum", "RMSprop", {"centered": True, "momentum": 0.5, "weight_decay": 0.1}),
+    Trajectory("adagrad", "Adagrad", {}),
+    Trajectory(
+        "adagrad_settings",
+        "Adagrad",
+        {"lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.2, "eps": 1e-6},
+    ),
+    Trajectory("adam", "Adam", {}),
+    Trajectory("adam_settings", "Adam", {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}),
+    Trajectory("adam_amsgrad", "Adam", {"amsgrad": True, "betas": (0.5, 0.6)}),
+    Trajectory("adam_maximize", "Adam", {"maximize": True}),
+    Trajectory("adam_groups", "Adam", {}, groups=({"lr": 0.2}, {"betas": (0.5, 0.9)})),
+    Trajectory("adamw", "AdamW", {}),
+    Trajectory("adamw_settings", "AdamW", {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.2}),
+    Trajectory("adamw_amsgrad", "AdamW", {"amsgrad": True, "betas": (0.5, 0.6)}),
+]
+
+SCHEDULES: list[Case] = [
+    Rates("step_lr", lambda s, o: s.StepLR(o, step_size=5, gamma=0.3)),
+    Rates("multi_step_lr", lambda s, o: s.MultiStepLR(o, milestones=[3, 4, 10], gamma=0.5)),
+    Rates("exponential_lr", lambda s, o: s.ExponentialLR(o, gamma=0.9)),
+    Rates("constant_lr", lambda s, o: s.ConstantLR(o, factor=0.5, total_iters=4)),
+    Rates("cosine_annealing_lr", lambda s, o: s.CosineAnnealingLR(o, T_max=10, eta_min=0.01), count=11),
+    Rates("cosine_annealing_lr_beyond", lambda s, o: s.CosineAnnealingLR(o, T_max=7)),
+    Rates("linear_lr", lambda s, o: s.LinearLR(o)),
+    Rates("linear_lr_warm_up", lambda s, o: s.LinearLR(o, start_factor=0.1, end_factor=1.0, total_iters=8)),
+    Rates("lambda_lr", lambda s, o: s.LambdaLR(o, lambda epoch: 1.0 / (1 + epoch))),
+    Rates(
+        "warm_up_then_cosine",
+        lambda s, o: s.SequentialLR(
+            o, [s.LinearLR(o, start_factor=0.1, total_iters=5), s.CosineAnnealingLR(o, T_max=15)], milestones=[5]
+        ),
+        count=20,
+    ),
+]
+
+CLIPPINGS: list[Case] = [
+    Clipping("clip_grad_norm", 1.0),
+    Clipping("clip_grad_norm_within", 1000.0),
+    Clipping("clip_grad_norm_one", 2.0, norm_type=1.0),
+    Clipping("clip_grad_norm_infinity", 0.5, norm_type=float("inf")),
+]
+
+OPTIMIZERS = TRAJECTORIES + SCHEDULES + CLIPPINGS

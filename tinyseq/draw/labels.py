@@ -1,0 +1,76 @@
+"""The words in a picture: an operation's metadata, shapes, numbers and names, each short enough to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tinyseq.array_api import INDEX
+
+__all__ = ["array_label", "metadata_label", "number_label", "shorten"]
+
+LONGEST = 40
+# What the output's shape and dtype say already, and what only a rule needs.
+TOLD_ELSEWHERE = {"shape", "dtype", "sizes"}
+
+
+def array_label(shape: tuple[int, ...], dtype: Any) -> str:
+    """A shape and a dtype.
+
+    >>> array_label((4, 16), "float32"), array_label((3,), "int64"), array_label((), "float64")
+    ('4×16 float32', '3 int64', 'scalar float64')
+    """
+    # An array library of another make writes its dtypes as module.name.
+    name = str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+    return f"{'×'.join(map(str, shape)) or 'scalar'} {name}"
+
+
+def number_label(value: object) -> str | None:
+    """A number, or an array of no dimensions, as a short text; None for anything else.
+
+    >>> number_label(0.5), number_label(1e-05), number_label(True), number_label([1, 2])
+    ('0.5', '1e-05', 'True', None)
+    """
+    if isinstance(value, bool | int):
+        return str(value)
+    if isinstance(value, float) or getattr(value, "shape", None) == ():
+        return format(float(value), ".4g")  # type: ignore[arg-type]
+    return None
+
+
+def metadata_label(params: Mapping[str, Any]) -> str:
+    """An operation's metadata as it would be written in a call, or as an index.
+
+    >>> metadata_label({"axis": (-1,), "keepdims": False}), metadata_label({"key": (Ellipsis, slice(0, 16))})
+    ('axis=-1', '[..., 0:16]')
+    """
+    if "key" in params:
+        return shorten(f"[{', '.join(map(_index, params['key']))}]")
+    written = (f"{key}={_value(value)}" for key, value in params.items() if key not in TOLD_ELSEWHERE)
+    return shorten(", ".join(text for text in written if not text.endswith(("=False", "=None"))))
+
+
+def shorten(text: str, longest: int = LONGEST) -> str:
+    """One line of printable characters, its middle left out if it is too long.
+
+    >>> shorten("two\\nlines\\x00"), shorten("encoder.layers.0.weight", longest=12)
+    ('two lines�', 'encode…eight')
+    """
+    half = longest // 2
+    if len(text) > 2 * longest:  # a text of millions of characters is cut before anything looks at each
+        text = text[:longest] + text[-longest:]
+    text = " ".join("".join(c if c.isprintable() or c.isspace() else "�" for c in text).split())
+    return text if len(text) <= longest else f"{text[:half]}…{text[half - longest + 1 :]}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) == 1 and not isinstance(value[0], tuple):
+        return _value(value[0])
+    return format(value, ".4g") if isinstance(value, float) else str(value)
+
+
+def _index(entry: Any) -> str:
+    if isinstance(entry, slice):
+        start, stop = ("" if end is None else str(end) for end in (entry.start, entry.stop))
+        return f"{start}:{stop}" + ("" if entry.step in (None, 1) else f":{entry.step}")
+    return "…" if entry is INDEX else "..." if entry is Ellipsis else str(entry)

@@ -1,0 +1,291 @@
+"""The tape: what an operation leaves behind, and the walk back over it. It knows no primitive.
+
+Recording knows nothing of gradients either: a ``Node`` says which primitive ran on which nodes, and keeps the arrays
+that the primitive's VJP named. Backward, pictures, profiler and compiler all read this one record.
+
+Nodes point at their parents and never at Tensors, so the graph has no cycles: dropping the loss frees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from itertools import count
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tinyseq import mode
+from tinyseq.errors import GraphError, ShapeError
+from tinyseq.mode import Scope
+
+if TYPE_CHECKING:
+    from tinyseq.primitives import Primitive
+
+__all__ = ["Leaf", "Node", "Place", "Scatter", "ancestors", "no_grad", "enable_grad", "walk"]
+
+Array = Any
+Hook = Callable[[Any], Any]
+next_serial = count().__next__
+
+
+class Leaf:
+    """The node of a tensor that asks for a gradient; ``backward`` leaves the gradient here."""
+
+    __slots__ = ("dtype", "grad", "hooks", "name", "serial", "shape")
+    parents: tuple[()] = ()
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, name: str | None = None) -> None:
+        self.serial = next_serial()
+        self.shape = shape
+        self.dtype = dtype
+        self.name = name
+        self.grad: Any = None
+        self.hooks: dict[int, Hook] | None = None
+
+    def __repr__(self) -> str:
+        return f"<leaf {self.name or ''}{self.shape}>"
+
+
+class Node:
+    """One application of a primitive.
+
+    Attributes:
+        serial: a number that grows with time; parents have smaller ones, so it is a topological order.
+        primitive: the row of the table.
+        parents: for each input its Node or Leaf, or None for a constant.
+        inputs: the input arrays that the VJP named, None for the others; None altogether once freed.
+        output: the output array if the VJP named it.
+        params: the metadata.
+        shape, dtype: the output's.
+        scope: where in the program this was (a step of a scan, a module), or None.
+        extra: hooks, a retained gradient, the line that called: a dict, or None for nearly all nodes.
+    """
+
+    __slots__ = ("dtype", "extra", "inputs", "output", "params", "parents", "primitive", "scope", "serial", "shape")
+
+    def __init__(
+        self,
+        primitive: Primitive,
+        parents: tuple[Place | None, ...],
+        inputs: tuple[Array, ...] | None,
+        output: Array,
+        params: dict[str, Any],
+        shape: tuple[int, ...],
+        dtype: Any,
+        scope: Scope | None,
+    ) -> None:
+        self.serial = next_serial()
+        self.primitive = primitive
+        self.parents = parents
+        self.inputs = inputs
+        self.output = output
+        self.params = params
+        self.shape = shape
+        self.dtype = dtype
+        self.scope = scope
+        self.extra: dict[str, Any] | None = None
+
+    def free(self) -> None:
+        """Drop the kept arrays; the structure stays, for those who look at it."""
+        self.inputs = self.output = None
+
+    def __repr__(self) -> str:
+        return f"<node {self.serial}: {self.primitive.name} {self.shape}>"
+
+
+Place = Node | Leaf
+_serial = attrgetter("serial")
+
+
+def no_grad() -> Any:
+    """Inside this ``with`` block operations are not recorded.
+
+    >>> import tinyseq as ts
+    >>> x = ts.tensor([1.0], requires_grad=True)
+    >>> with ts.no_grad():
+    ...     y = x * 2
+    >>> y.requires_grad
+    False
+    """
+    return mode.changed(recording=False)
+
+
+def enable_grad() -> Any:
+    """Inside this ``with`` block operations are recorded, also within a ``no_grad`` block."""
+    return mode.changed(recording=True)
+
+
+def ancestors(places: Iterable[Place], stop: Collection[Place] = ()) -> list[Place]:
+    """The given places and all that they were computed from, oldest first; does not look behind those in ``stop``."""
+    seen = set(places)
+    stack = list(seen)
+    while stack:
+        place = stack.pop()
+        if place in stop:
+            continue
+        for parent in place.parents:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return sorted(seen, key=_serial)
+
+
+class Scatter:
+    """A cotangent that is zero except where a key points: added into a buffer in place, never spread out on its own.
+
+    Without it a loop over ``x[t]`` would fill T arrays of T steps in its backward pass.
+    """
+
+    __slots__ = ("indices", "key", "shape", "values")
+
+    def __init__(self, values: Array, *indices: Array, key: tuple[Any, ...], shape: tuple[int, ...]) -> None:
+        self.values = values
+        self.indices = indices
+        self.key = key
+        self.shape = shape
+
+    def dense(self, F: Any) -> Array:
+        """The whole array."""
+        return F.dense_scatter(self.values, *self.indices, key=self.key, shape=self.shape)
+
+    def add_to(self, F: Any, total: Array) -> Array:
+        """``total``, which the walk owns, with this added."""
+        return F.scatter_add_into(total, self.values, *self.indices, key=self.key)
+
+
+class Operations(Protocol):
+    """What the walk asks of ``F`` besides the table: how to see a node's kept arrays, and what a sum is."""
+
+    view: Callable[[Node], Any]
+    owns_sums: bool
+
+
+def walk(
+    F: Any,
+    outputs: Iterable[tuple[Place, Array]],
+    wrt: Collection[Place] | None = None,
+    *,
+    retain: bool = False,
+    deposit: Callable[[Place, Array], None] | None = None,
+) -> dict[Place, Array]:
+    """Walk back from outputs, each with its cotangent, and return the cotangent of each place in ``wrt``.
+
+    Args:
+        F: the operations to run VJPs with: a backend's on raw arrays, or the recorded ones on Tensors.
+        outputs: where to start, each with a cotangent of its shape.
+        wrt: whose cotangents are wanted; the walk does not go behind them. None: every leaf that is reached.
+        retain: keep the kept arrays, so that the graph can be walked again.
+        deposit: called with a node and its cotangent when a node with ``retain_grad`` is passed.
+
+    Raises:
+        GraphError: the graph was freed by an earlier walk.
+        ShapeError: a VJP returned a cotangent of a shape that its argument does not broadcast to.
+    """
+    outputs = list(outputs)
+    order = ancestors((place for place, _ in outputs), wrt or ())
+    needed = set(order) if wrt is None else _leading_to(order, wrt)
+    cotangents: dict[Place, Array] = {}
+    owned: set[Place] = set()  # whose cotangent is a sum made here, which may be added to in place
+    observer = mode.current().observer
+    found: dict[Place, Array] = {}
+
+    def add(place: Place, part: Array) -> None:
+        total = cotangents.get(place)
+        if type(part) is Scatter:
+            if total is None:
+                cotangents[place] = part.dense(F)
+                owned.add(place)
+                return
+            if place in owned:
+                cotangents[place] = part.add_to(F, total)
+                return
+            part = part.dense(F)
+            cotangents[place] = F.add_owned(part, total)
+            owned.add(place)
+            return
+        shape = place.shape
+        if part.shape != shape:
+            part = _unbroadcast(F, part, shape, place)
+        if total is None:
+            cotangents[place] = part
+        elif place in owned:
+            cotangents[place] = F.add_owned(total, part)
+        else:
+            cotangents[place] = total + part
+            if F.owns_sums:
+                owned.add(place)
+
+    for place, cotangent in outputs:
+        add(place, cotangent)
+    view = F.view
+    while order:
+        node = order.pop()
+        cotangent = cotangents.pop(node, None)
+        if cotangent is None or node not in needed:
+            continue
+        if type(node) is Leaf:
+            if node.hooks:
+                cotangent = _run_hooks(node.hooks, cotangent, F)
+            found[node] = cotangent
+            continue
+        if node.extra:
+            hooks = node.extra.get("hooks")
+            if hooks:
+                cotangent = _run_hooks(hooks, cotangent, F)
+            if deposit is not None and "retain" in node.extra:
+                deposit(node, cotangent)
+        if wrt is not None and node in wrt:
+            found[node] = cotangent
+            continue
+        if node.inputs is None:
+            raise GraphError(
+                f"this graph was walked before and its kept arrays are freed (at {node.primitive.name}, shape {node.shape}); "
+                "pass retain_graph=True to the first backward(), or compute the loss again"
+            )
+        primitive, seen = node.primitive, view(node)
+        if primitive.joint is not None:
+            parts = primitive.joint(F, cotangent, seen)
+        else:
+            parts = [
+                None if pull is None or parent is None or parent not in needed else pull(F, cotangent, seen)
+                for pull, parent in zip(primitive.pulls, node.parents)  # noqa: B905 (index arrays have no pull)
+            ]
+        if observer is not None:
+            observer.pulled(node, cotangent, parts)
+        for parent, part in zip(node.parents, parts):  # noqa: B905
+            if parent is not None and part is not None and parent in needed:
+                add(parent, part)
+        if not retain:
+            node.free()
+    return found
+
+
+def _leading_to(order: list[Place], wrt: Collection[Place]) -> set[Place]:
+    """Those of ``order`` (oldest first) from which a place in ``wrt`` can be reached."""
+    needed: set[Place] = set()
+    for place in order:
+        if place in wrt or not needed.isdisjoint(place.parents):
+            needed.add(place)
+    return needed
+
+
+def _unbroadcast(F: Any, part: Array, shape: tuple[int, ...], place: Place) -> Array:
+    """Sum a cotangent over the axes along which its argument was stretched."""
+    have = tuple(part.shape)
+    lead = len(have) - len(shape)
+    if lead < 0 or any(a != b and b != 1 for a, b in zip(have[lead:], shape, strict=True)):
+        raise ShapeError(
+            f"a VJP gave a cotangent of shape {have} for an argument of shape {shape} ({place!r}); "
+            "the rule of the operation that used it is wrong"
+        )
+    stretched = tuple(i - len(have) for i, size in enumerate(have) if i < lead or size != shape[i - lead])
+    if stretched:
+        part = F.sum(part, axis=stretched, keepdims=True)
+    return F.reshape(part, shape=shape) if lead else part
+
+
+def _run_hooks(hooks: dict[int, Hook], cotangent: Array, F: Any) -> Array:
+    for hook in list(hooks.values()):
+        replaced = F.call_hook(hook, cotangent)
+        if replaced is not None:
+            cotangent = replaced
+    return cotangent
