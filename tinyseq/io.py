@@ -1,7 +1,7 @@
 """Tensors on disk: safetensors files, written so that a crash leaves the old file or the new one, never a part of one.
 
-Nothing is pickled, so opening a file never runs code from it. A file made here also carries a checksum of all that is in
-it; a file made by another program (PyTorch's ``safetensors.torch.save_file``, say) is read without one.
+Nothing is pickled, so opening a file never runs code from it. A file made here also carries a checksum of all that is
+in it; a file made by another program (PyTorch's ``safetensors.torch.save_file``, say) is read without one.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def save(
     """Write named tensors, and texts about them, to a safetensors file.
 
     The file is written beside its place under another name, forced to the disk, and only then given its name. Whatever
-    happens on the way, ``path`` holds either the whole old file or the whole new one. What a killed run left beside it is
-    removed by the next save.
+    happens on the way, ``path`` holds either the whole old file or the whole new one. What a killed run left beside it
+    is removed by the next save.
 
     Args:
         path: where the file goes; its folder must exist. A link is followed.
@@ -67,8 +67,8 @@ def save(
         metadata: texts by name, such as a configuration in JSON.
 
     Raises:
-        CheckpointError: the file cannot be written (a missing or read-only folder, a full disk), or a name or a metadata
-            entry is not what the format can hold. A file that was there before is untouched.
+        CheckpointError: the file cannot be written (a missing or read-only folder, a full disk), or a name or a
+            metadata entry is not what the format can hold. A file that was there before is untouched.
         DTypeError: a tensor has a dtype that the format or tinyseq does not hold.
 
     >>> import tempfile, tinyseq as ts
@@ -82,7 +82,7 @@ def save(
     texts = dict(metadata or {})
     for key, text in texts.items():
         if not (isinstance(key, str) and isinstance(text, str)):
-            raise CheckpointError(f"metadata holds texts by name, not {key!r}: {text!r}; write it as a str, JSON perhaps")
+            raise CheckpointError(f"metadata holds texts by name, not {key!r}: {text!r}; write it as a str, or JSON")
     if CHECKSUM in texts:
         raise CheckpointError(f"the metadata name {CHECKSUM!r} is used by tinyseq itself; choose another")
     texts[CHECKSUM] = _checksum(arrays, texts)
@@ -163,13 +163,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str
         entries = safetensors.deserialize(content)
     except safetensors.SafetensorError as error:
         if content.startswith((b"PK\x03\x04", b"\x80")):
-            advice = "it looks like a pickle or a torch.save archive, which can run code when opened: write it again with "
+            advice = (
+                "it looks like a pickle or a torch.save archive, which can run code when opened: write it anew with "
+            )
             advice += "safetensors.torch.save_file where it was made"
         else:
             advice = "it was cut short or is of another format: take an earlier copy of it or make it again"
-        raise CheckpointError(
-            f"{shown} ({len(content):,} bytes) is not a whole safetensors file; {advice}"
-        ) from error
+        raise CheckpointError(f"{shown} ({len(content):,} bytes) is not a whole safetensors file; {advice}") from error
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata: dict[str, str] = header.get("__metadata__") or {}
     arrays = {name: _array(shown, name, entry) for name, entry in entries}

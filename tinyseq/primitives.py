@@ -10,6 +10,7 @@ of its parameters say what it keeps*: a rule is handed what it names, and the ta
     indices            the inputs after the first
     x_shape, y_shape, x_dtype   what is known without keeping an array
     axis, key, ...     the operation's own metadata
+    inputs, node       all inputs; the node itself: for rules that are programs of their own (scan, checkpoint)
 
 Rules broadcast freely: the walker sums a cotangent down to its argument's shape. Axes count from the end, so that a rule
 holds unchanged when a leading time axis is put in front.
@@ -94,6 +95,7 @@ _SOURCES = {
     "y_shape": "n.parents[1].shape",
     "z_shape": "n.parents[2].shape",
     "x_dtype": "n.parents[0].dtype",
+    "node": "n",
 }
 
 

@@ -20,7 +20,7 @@ from tinyseq.mode import Scope
 if TYPE_CHECKING:
     from tinyseq.primitives import Primitive
 
-__all__ = ["Leaf", "Node", "Place", "Scatter", "ancestors", "no_grad", "enable_grad", "walk"]
+__all__ = ["Leaf", "Node", "Part", "Place", "Scatter", "ancestors", "no_grad", "enable_grad", "walk"]
 
 Array = Any
 Hook = Callable[[Any], Any]
@@ -152,6 +152,17 @@ class Scatter:
         return F.scatter_add_into(total, self.values, *self.indices, key=self.key)
 
 
+class Part:
+    """The cotangent of one of several outputs: an operation with many outputs gets a list, None where none arrived."""
+
+    __slots__ = ("count", "index", "value")
+
+    def __init__(self, value: Array, index: int, count: int) -> None:
+        self.value = value
+        self.index = index
+        self.count = count
+
+
 class Operations(Protocol):
     """What the walk asks of ``F`` besides the table: how to see a node's kept arrays, and what a sum is."""
 
@@ -190,17 +201,19 @@ def walk(
 
     def add(place: Place, part: Array) -> None:
         total = cotangents.get(place)
-        if type(part) is Scatter:
-            if total is None:
-                cotangents[place] = part.dense(F)
-                owned.add(place)
-                return
+        kind = type(part)
+        if kind is Scatter:
             if place in owned:
                 cotangents[place] = part.add_to(F, total)
-                return
-            part = part.dense(F)
-            cotangents[place] = F.add_owned(part, total)
-            owned.add(place)
+            else:
+                dense = part.dense(F)
+                cotangents[place] = dense if total is None else F.add_owned(dense, total)
+                owned.add(place)
+            return
+        if kind is Part:
+            parts = cotangents.setdefault(place, [None] * part.count)
+            have = parts[part.index]
+            parts[part.index] = part.value if have is None else have + part.value
             return
         shape = place.shape
         if part.shape != shape:

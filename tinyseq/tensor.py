@@ -19,7 +19,7 @@ from tinyseq.array_api import INDEX
 from tinyseq.backend import Backend, backend_of, canonical_dtype, current_backend, get_backend
 from tinyseq.errors import BackendError, DTypeError, GraphError, ShapeError
 from tinyseq.primitives import TABLE, Primitive
-from tinyseq.tape import Leaf, Node, Place, Scatter, walk
+from tinyseq.tape import Leaf, Node, Part, Place, Scatter, walk
 
 __all__ = [
     "Hook",
@@ -194,6 +194,26 @@ def raw(backend: Backend) -> _Raw:
     if id(backend) not in _raw:
         _raw[id(backend)] = _Raw(backend)
     return _raw[id(backend)]
+
+
+def link(x: Tensor) -> Tensor:
+    """The same value at a new place on the tape: gradients with respect to it are its own, and flow on to ``x``."""
+    node: Place = _new_leaf(x.data) if x.node is None else Node(
+        TABLE["copy"], (x.node,), (), None, _NO_PARAMS, x.data.shape, x.data.dtype, mode.current().scope
+    )
+    return Tensor(x.data, node)
+
+
+_ITEM = Primitive("item", lambda x, **params: None, (), lambda g, index, count: [Part(g, index, count)])
+
+
+def outputs_of(node: Node, arrays: Sequence[Array]) -> list[Tensor]:
+    """The Tensors of an operation with several outputs; its VJP gets a list with a cotangent, or None, for each."""
+    count, scope = len(arrays), mode.current().scope
+    return [
+        Tensor(a, Node(_ITEM, (node,), (), None, {"index": i, "count": count}, a.shape, a.dtype, scope))
+        for i, a in enumerate(arrays)
+    ]
 
 
 # --- dtypes -----------------------------------------------------------------------------------------------------------
@@ -926,6 +946,7 @@ def _sizes(arguments: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _new_leaf(data: Array) -> Leaf:
+    """A place for a gradient; only floating-point arrays have one."""
     if _kind(data.dtype) != 2:
         raise DTypeError(
             f"only floating-point tensors have gradients, not {canonical_dtype(data.dtype)}; cast with .astype(ts.float32)"

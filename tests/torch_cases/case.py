@@ -21,18 +21,20 @@ class Case(ABC):
 
     name: str
     least: Mapping[str, int]
-    looser: float = 1.0  # how many times the dtype's tolerance this case may use, and the case says why
+    looser: float = 1.0  # how many times the dtype's tolerance this case may use; the case says why
+    each: bool = False  # whether each element is held to its own magnitude, not to the largest
+    twice: bool = True  # whether a second derivative is asked for, in the live comparison
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
         """The inputs, exact in float32, so that one golden value serves both dtypes."""
 
     @abstractmethod
-    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
-        """PyTorch's answer in float64."""
+    def run_torch(self, arrays: Arrays, sizes: Sizes, twice: bool = False) -> Arrays:
+        """PyTorch's answer in float64; with `twice`, second derivatives too."""
 
     @abstractmethod
-    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any, twice: bool = False) -> Arrays:
         """tinyseq's answer in `dtype`, on the current backend."""
 
     def __repr__(self) -> str:
@@ -162,40 +164,70 @@ def outputs_of(result: Any) -> list[Any]:
     return [result]
 
 
-def torch_answer(result: Any, wanted: Mapping[str, Any]) -> Arrays:
-    """Outputs, and the gradients of `wanted` when each float output is weighted by its cotangent."""
+def torch_answer(result: Any, wanted: Mapping[str, Any], twice: bool = False) -> Arrays:
+    """Outputs, and the gradients of `wanted` when each float output is weighted by its cotangent.
+
+    With `twice`, also the gradients of those gradients, weighted likewise: a Hessian times a vector.
+    """
     import torch
+
+    def weighted(tensors: list[Any]) -> Any:
+        return sum(
+            (tensor * torch.from_numpy(cotangent(tuple(tensor.shape), place)).to(tensor.dtype)).sum()
+            for place, tensor in enumerate(tensors)
+            if tensor.requires_grad
+        )
+
+    def gradients(loss: Any, create_graph: bool) -> list[Any]:
+        if not isinstance(loss, torch.Tensor):  # the empty sum: nothing depends on `wanted`
+            return [torch.zeros_like(tensor) for tensor in wanted.values()]
+        found = torch.autograd.grad(loss, list(wanted.values()), create_graph=create_graph, allow_unused=True)
+        return [
+            torch.zeros_like(tensor) if gradient is None else gradient
+            for tensor, gradient in zip(wanted.values(), found, strict=True)
+        ]
 
     outputs = outputs_of(result)
     answer = {f"out{place}": output.detach().numpy() for place, output in enumerate(outputs)}
-    loss = sum(
-        (output * torch.from_numpy(cotangent(tuple(output.shape), place)).to(output.dtype)).sum()
-        for place, output in enumerate(outputs)
-        if output.requires_grad
-    )
-    if wanted and isinstance(loss, torch.Tensor):
-        gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-        for (name, tensor), gradient in zip(wanted.items(), gradients, strict=True):
-            answer[f"grad/{name}"] = (torch.zeros_like(tensor) if gradient is None else gradient).numpy()
+    if wanted:
+        first = gradients(weighted(outputs), create_graph=twice)
+        answer |= {f"grad/{name}": g.detach().numpy() for name, g in zip(wanted, first, strict=True)}
+        if twice:
+            second = gradients(weighted(first), create_graph=False)
+            answer |= {f"grad2/{name}": g.numpy(force=True) for name, g in zip(wanted, second, strict=True)}
     return answer
 
 
-def tinyseq_answer(result: Any, wanted: Mapping[str, Any], dtype: Any) -> Arrays:
+def tinyseq_answer(result: Any, wanted: Mapping[str, Any], dtype: Any, twice: bool = False) -> Arrays:
     """As `torch_answer`, by `backward()` on the tape."""
     import tinyseq as ts
 
+    def weighted(tensors: list[Any]) -> Any:
+        loss = None
+        for place, tensor in enumerate(tensors):
+            if tensor is not None and tensor.requires_grad:
+                term = (tensor * ts.tensor(cotangent(tensor.shape, place).astype(tensor.dtype))).sum()
+                loss = term if loss is None else loss + term
+        return loss
+
+    def gradients(loss: Any, create_graph: bool) -> list[Any]:
+        for tensor in wanted.values():
+            tensor.grad = None
+        if loss is not None:
+            loss.backward(create_graph=create_graph)
+        return [tensor.grad for tensor in wanted.values()]
+
+    def array(gradient: Any, tensor: Any) -> np.ndarray:
+        return np.zeros(tensor.shape, dtype) if gradient is None else gradient.detach().numpy()
+
     outputs = outputs_of(result)
     answer = {f"out{place}": output.detach().numpy() for place, output in enumerate(outputs)}
-    loss = None
-    for place, output in enumerate(outputs):
-        if output.requires_grad:
-            term = (output * ts.tensor(cotangent(tuple(output.shape), place).astype(dtype))).sum()
-            loss = term if loss is None else loss + term
-    if wanted and loss is not None:
-        loss.backward()
-        for name, tensor in wanted.items():
-            gradient = tensor.grad
-            answer[f"grad/{name}"] = np.zeros(tensor.shape, dtype) if gradient is None else gradient.numpy()
+    if wanted:
+        first = gradients(weighted(outputs), create_graph=twice)
+        answer |= {f"grad/{name}": array(g, wanted[name]) for name, g in zip(wanted, first, strict=True)}
+        if twice:
+            second = gradients(weighted(first), create_graph=False)
+            answer |= {f"grad2/{name}": array(g, wanted[name]) for name, g in zip(wanted, second, strict=True)}
     return answer
 
 
@@ -211,6 +243,8 @@ class Expression(Case):
         *,
         least: Mapping[str, int] | None = None,
         looser: float = 1.0,
+        each: bool = False,
+        twice: bool = True,
         constant: tuple[int, ...] = (),
     ) -> None:
         self.name = name
@@ -219,6 +253,8 @@ class Expression(Case):
         self.theirs = theirs or ours
         self.least = least or {}
         self.looser = looser
+        self.each = each
+        self.twice = twice and not each  # a second derivative's tail is a difference of nearly equal numbers
         self.constant = constant
 
     def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
@@ -227,16 +263,16 @@ class Expression(Case):
     def _wants(self, place: int, array: np.ndarray) -> bool:
         return array.dtype.kind == "f" and place not in self.constant
 
-    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
+    def run_torch(self, arrays: Arrays, sizes: Sizes, twice: bool = False) -> Arrays:
         import torch
 
         tensors = {}
         for place, (name, array) in enumerate(arrays.items()):
             tensors[name] = torch.tensor(array, requires_grad=self._wants(place, array))
         wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-        return torch_answer(self.theirs(torch, *tensors.values()), wanted)
+        return torch_answer(self.theirs(torch, *tensors.values()), wanted, twice)
 
-    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any, twice: bool = False) -> Arrays:
         import tinyseq as ts
 
         tensors = {}
@@ -244,4 +280,4 @@ class Expression(Case):
             values = array.astype(dtype) if array.dtype.kind == "f" else array
             tensors[name] = ts.tensor(values, requires_grad=self._wants(place, array))
         wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-        return tinyseq_answer(self.ours(ts, *tensors.values()), wanted, dtype)
+        return tinyseq_answer(self.ours(ts, *tensors.values()), wanted, dtype, twice)

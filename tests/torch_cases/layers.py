@@ -52,7 +52,7 @@ class Layer(Case):
             arrays[STATE + name] = exact(0.7 * rng.standard_normal(tuple(parameter.shape)))
         return arrays
 
-    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
+    def run_torch(self, arrays: Arrays, sizes: Sizes, twice: bool = False) -> Arrays:
         import torch
 
         layer = self._torch_layer(sizes)
@@ -65,12 +65,12 @@ class Layer(Case):
         layer.load_state_dict(state)
         wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
         wanted |= {STATE + name: parameter for name, parameter in layer.named_parameters()}
-        return torch_answer(self.call(layer, *tensors.values()), wanted)
+        return torch_answer(self.call(layer, *tensors.values()), wanted, twice)
 
-    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any, twice: bool = False) -> Arrays:
         import tinyseq as ts
 
-        layer = getattr(ts.nn, self.kind)(**self._settings(sizes)).to(np.dtype(dtype).name)
+        layer = getattr(ts.nn, self.kind)(**self._settings(sizes)).astype(np.dtype(dtype).name)
         tensors, state = {}, {}
         for name, array in arrays.items():
             values = array.astype(dtype) if array.dtype.kind == "f" else array
@@ -81,7 +81,7 @@ class Layer(Case):
         layer.load_state_dict(state)
         wanted = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
         wanted |= {STATE + name: parameter for name, parameter in layer.named_parameters()}
-        return tinyseq_answer(self.call(layer, *tensors.values()), wanted, dtype)
+        return tinyseq_answer(self.call(layer, *tensors.values()), wanted, dtype, twice)
 
 
 def give_pair(layer: Any, x: Any, h: Any, c: Any) -> Any:

@@ -21,6 +21,7 @@ def problem(x: Any, y: Any, w: Any, b: Any) -> Any:
 class Trajectory(Case):
     """Parameters after each of five steps, of `torch.optim` and `ts.optim`."""
 
+    twice = False
     looser = 20  # the second moment of a small gradient is divided by: five steps magnify a rounding
 
     def __init__(
@@ -47,7 +48,7 @@ class Trajectory(Case):
             return parameters
         return [{"params": [p]} | dict(group) for p, group in zip(parameters, self.groups, strict=True)]
 
-    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
+    def run_torch(self, arrays: Arrays, sizes: Sizes, twice: bool = False) -> Arrays:
         import torch
 
         x, y, w, b = (torch.tensor(arrays[name]) for name in "xywb")
@@ -56,7 +57,7 @@ class Trajectory(Case):
         optimizer = getattr(torch.optim, kind)(self._arguments(parameters), **settings)
         return self._walk(lambda: problem(x, y, *parameters), optimizer, parameters)
 
-    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any, twice: bool = False) -> Arrays:
         import tinyseq as ts
 
         x, y, w, b = (ts.tensor(arrays[name].astype(dtype)) for name in "xywb")
@@ -77,6 +78,8 @@ class Trajectory(Case):
 
 class Rates(Case):
     """The learning rate at the start and after each of `count` scheduler steps."""
+
+    twice = False
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class Rates(Case):
             schedule.step()
         return {"rates": np.array(rates, dtype=np.float64)}
 
-    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
+    def run_torch(self, arrays: Arrays, sizes: Sizes, twice: bool = False) -> Arrays:
         import torch
 
         parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
@@ -113,7 +116,7 @@ class Rates(Case):
         optimizer = torch.optim.SGD(groups, lr=1.0)
         return self._walk(optimizer, self.theirs(torch.optim.lr_scheduler, optimizer))
 
-    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any, twice: bool = False) -> Arrays:
         import tinyseq as ts
 
         parameters = [ts.nn.Parameter(ts.zeros(1)) for _ in range(2)]
@@ -126,6 +129,8 @@ class Rates(Case):
 class Clipping(Case):
     """The total norm, and the gradients afterwards; one parameter has none."""
 
+    twice = False
+
     def __init__(self, name: str, maximum: float, **settings: Any) -> None:
         self.name = name
         self.maximum = maximum
@@ -135,7 +140,7 @@ class Clipping(Case):
     def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
         return {"w": real("IH")(rng, sizes), "b": real("H")(rng, sizes)}
 
-    def run_torch(self, arrays: Arrays, sizes: Sizes) -> Arrays:
+    def run_torch(self, arrays: Arrays, sizes: Sizes, twice: bool = False) -> Arrays:
         import torch
 
         parameters = [torch.nn.Parameter(torch.tensor(arrays[name])) for name in "wb"]
@@ -144,7 +149,7 @@ class Clipping(Case):
         norm = torch.nn.utils.clip_grad_norm_([*parameters, spare], self.maximum, **self.settings)
         return self._answer(norm, parameters, np.float64)
 
-    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any) -> Arrays:
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any, twice: bool = False) -> Arrays:
         import tinyseq as ts
 
         parameters = [ts.nn.Parameter(ts.tensor(arrays[name].astype(dtype))) for name in "wb"]

