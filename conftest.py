@@ -20,10 +20,11 @@ PEERS = ("torch", "autograd", "mygrad")
 
 @pytest.fixture(autouse=True)
 def _sealed() -> Iterator[None]:
-    """Put back, after each test, the backend, the mode and the default random state that it found."""
+    """Seed the default random state, and put back after each test the backend, the mode and the state that it found."""
     from tinyseq import backend, mode, random
 
     default, found, state = backend._default, mode.current(), random.get_state()
+    random.manual_seed(0)
     yield
     backend._default = default
     mode.replace(**{name: getattr(found, name) for name in found.__slots__})

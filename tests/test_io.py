@@ -27,7 +27,8 @@ from tinyseq.io import _create_temporary, load, load_metadata, save
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="locks and signals of POSIX")
 
-TYPES = ["bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
+INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+TYPES = ["bool", "float16", "float32", "float64", *INTEGERS]
 
 
 def arrays(dtype: str) -> dict[str, np.ndarray]:

@@ -151,6 +151,14 @@ def test_tree_map_asks_for_a_tree() -> None:
         tree_map(abs)
 
 
+def test_a_part_of_a_structure_is_a_structure() -> None:
+    structure = flatten((1, [2, (3, 4)], 5))[1]
+    part = structure.children[1]
+    assert part == flatten([2, (3, 4)])[1]
+    assert part.num_leaves == 3
+    assert part.unflatten("xyz") == ["x", ("y", "z")]
+
+
 def test_structures_serve_as_keys() -> None:
     compiled: dict[TreeDef, str] = {flatten({"h": 1, "c": 2})[1]: "kernel"}
     assert compiled[flatten({"c": 5, "h": 6})[1]] == "kernel"

@@ -12,23 +12,27 @@ from tinyseq import mode
 from tinyseq.backend import backend_of
 from tinyseq.errors import NonFiniteError
 from tinyseq.primitives import Primitive
-from tinyseq.tape import Node, Scatter
+from tinyseq.tape import Node, Part, Scatter
+from tinyseq.tensor import Tensor
 
 __all__ = ["detect_anomaly"]
 
 _HOME = str(Path(__file__).parent)
 
 
-def _finite(array: Any) -> bool:
-    if array is None or isinstance(array, int | float):
-        return array is None or bool(np.isfinite(array))
-    if isinstance(array, Scatter):
-        array = array.values
-    if isinstance(array, list | tuple):
-        return all(map(_finite, array))
-    data = getattr(array, "data", array) if hasattr(array, "node") else array
+def _host(value: Any) -> np.ndarray[Any, Any]:
+    """A number, an array of any backend, or a Tensor, as a NumPy array."""
+    data = value.data if isinstance(value, Tensor) else value
     backend = backend_of(data)
-    host = backend.to_numpy(data) if backend else np.asarray(data)
+    return backend.to_numpy(data) if backend else np.asarray(data)
+
+
+def _finite(value: Any) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    host = _host(value.values if isinstance(value, Scatter) else value.value if isinstance(value, Part) else value)
     return host.dtype.kind != "f" or bool(np.isfinite(host).all())
 
 
@@ -45,7 +49,7 @@ class _Watch:
         if node is not None:
             node.extra = {**(node.extra or {}), "where": _caller()}
         if not _finite(output) and all(map(_finite, arrays)):
-            kind = "a NaN" if np.isnan(np.asarray(output)).any() else "an infinity"
+            kind = "a NaN" if np.isnan(_host(output)).any() else "an infinity"
             raise NonFiniteError(f"{primitive.name} made {kind} of finite inputs, called at {_caller()}")
 
     def pulled(self, node: Node, cotangent: Any, contributions: Any) -> None:

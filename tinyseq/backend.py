@@ -172,7 +172,7 @@ def _backend_class(name: str) -> type[Backend]:
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise BackendError(f"the backend {name!r} cannot be imported ({target}): {error}") from error
 
 

@@ -39,43 +39,44 @@ class Kernel(Protocol):
         ...
 
 
-def fused(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let backends with a kernel of this function's name compute it.
+def fused(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Let backends with a kernel of this name compute the decorated function.
 
-    Args:
-        definition: takes tensors by position (None where one is left out) and metadata by keyword.
+    The function takes tensors by position (None where one is left out) and metadata by keyword.
     """
-    name = definition.__name__
 
-    def pull(F: Any, g: Any, inputs: tuple[Any, ...], node: Node) -> Any:
-        if F is recorded:
-            return _through_definition(definition, node.params["definition"], inputs, g)
-        arrays, (output, residuals, kernel) = inputs[:-3], inputs[-3:]
-        return kernel.backward(g, arrays, output, residuals, **node.params["definition"])
+    def decorate(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def pull(F: Any, g: Any, inputs: tuple[Any, ...], node: Node) -> Any:
+            if F is recorded:
+                return _through_definition(definition, node.params, inputs, g)
+            arrays, (output, residuals, kernel) = inputs[:-3], inputs[-3:]
+            return kernel.backward(g, arrays, output, residuals, **node.params)
 
-    row = Primitive(name, lambda *inputs, **params: None, (), pull)
+        row = Primitive(name, lambda *inputs, **params: None, (), pull)
 
-    @functools.wraps(definition)
-    def function(*inputs: Any, **params: Any) -> Tensor:
-        m = mode.current()
-        backend = m.backend or current_backend()
-        kernel = backend.fused.get(name)
-        if kernel is None or not all(x is None or type(x.data) is backend.array_type for x in inputs):
-            return definition(*inputs, **params)
-        arrays = tuple(None if x is None else x.data for x in inputs)
-        if not kernel.accepts(*arrays, **params):
-            return definition(*inputs, **params)
-        output, residuals = kernel.forward(*arrays, **params)
-        parents = tuple(None if x is None else x.node for x in inputs)
-        node = None
-        if m.recording and any(parent is not None for parent in parents):
-            kept = (*arrays, output, residuals, kernel)
-            node = Node(row, parents, kept, None, {"definition": params}, output.shape, output.dtype, m.scope)
-        if m.observer is not None:
-            m.observer.applied(row, arrays, output, node)
-        return Tensor(output, node)
+        @functools.wraps(definition)
+        def function(*inputs: Any, **params: Any) -> Tensor:
+            m = mode.current()
+            backend = m.backend or current_backend()
+            kernel = backend.fused.get(name)
+            if kernel is None or not all(x is None or type(x.data) is backend.array_type for x in inputs):
+                return definition(*inputs, **params)
+            arrays = tuple(None if x is None else x.data for x in inputs)
+            if not kernel.accepts(*arrays, **params):
+                return definition(*inputs, **params)
+            output, residuals = kernel.forward(*arrays, **params)
+            parents = tuple(None if x is None else x.node for x in inputs)
+            node = None
+            if m.recording and any(parent is not None for parent in parents):
+                kept = (*arrays, output, residuals, kernel)
+                node = Node(row, parents, kept, None, params, output.shape, output.dtype, m.scope)
+            if m.observer is not None:
+                m.observer.applied(row, arrays, output, node)
+            return Tensor(output, node)
 
-    return function
+        return function
+
+    return decorate
 
 
 def _through_definition(

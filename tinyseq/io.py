@@ -7,6 +7,7 @@ in it; a file made by another program (PyTorch's ``safetensors.torch.save_file``
 from __future__ import annotations
 
 import glob
+import importlib
 import json
 import os
 import secrets
@@ -81,7 +82,7 @@ def save(
     arrays = {name: _host_array(name, value) for name, value in tensors.items()}
     texts = dict(metadata or {})
     for key, text in texts.items():
-        if not (isinstance(key, str) and isinstance(text, str)):
+        if not (_is_text(key) and _is_text(text)):
             raise CheckpointError(f"metadata holds texts by name, not {key!r}: {text!r}; write it as a str, or JSON")
     if CHECKSUM in texts:
         raise CheckpointError(f"the metadata name {CHECKSUM!r} is used by tinyseq itself; choose another")
@@ -130,7 +131,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _host_array(name: str, value: Tensor | Array) -> Array:
-    if not isinstance(name, str) or name == "__metadata__":
+    if not _is_text(name) or name == "__metadata__":
         raise CheckpointError(f"a tensor cannot be called {name!r} in a safetensors file; choose another name")
     host = value.numpy() if isinstance(value, Tensor) else value
     if not isinstance(host, np.ndarray | np.generic):
@@ -142,6 +143,10 @@ def _host_array(name: str, value: Tensor | Array) -> Array:
     return np.asarray(host, dtype=host.dtype.newbyteorder("="), order="C")
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _checksum(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
     """A CRC-32 of every text, name, dtype, shape and element, whatever order the file has them in."""
     description = [
@@ -150,7 +155,7 @@ def _checksum(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
     ]
     crc = zlib.crc32(json.dumps(description).encode())
     for _, array in sorted(arrays.items()):
-        crc = zlib.crc32(array.reshape(-1).view(np.uint8), crc)
+        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
     return f"{crc:08x}"
 
 
@@ -160,7 +165,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str
         content = file.read()
     shown = repr(os.fspath(path))
     try:
-        entries = safetensors.deserialize(content)
+        entries = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         if content.startswith((b"PK\x03\x04", b"\x80")):
             advice = (
@@ -184,7 +189,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str
 
 def _array(shown: str, name: str, entry: Mapping[str, Any]) -> Array:
     try:
-        dtype = np.dtype(_bfloat16() if entry["dtype"] == "BF16" else DTYPES[entry["dtype"]])
+        bfloat16 = entry["dtype"] == "BF16"
+        dtype = np.dtype(importlib.import_module("ml_dtypes").bfloat16 if bfloat16 else DTYPES[entry["dtype"]])
     except KeyError:
         raise CheckpointError(
             f"{shown} holds {name!r} as {entry['dtype']}, which tinyseq has no dtype for; cast it to one of "
@@ -195,12 +201,6 @@ def _array(shown: str, name: str, entry: Mapping[str, Any]) -> Array:
             f"{shown} holds {name!r} as bfloat16, for which NumPy needs a package: pip install ml_dtypes"
         ) from None
     return np.frombuffer(entry["data"], dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(entry["shape"])
-
-
-def _bfloat16() -> npt.DTypeLike:
-    import ml_dtypes
-
-    return ml_dtypes.bfloat16  # type: ignore[no-any-return]
 
 
 def _write_whole(target: Path, content: bytes) -> None:

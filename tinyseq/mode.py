@@ -6,9 +6,8 @@ One immutable ``Mode`` sits in a context variable, so that threads and asynchron
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import ContextDecorator
+from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -68,16 +67,39 @@ def replace(**changes: Any) -> None:
     _variable.set(current().but(**changes))
 
 
-@contextmanager
-def changed(**changes: Any) -> Iterator[None]:
-    """Change the mode inside a ``with`` block."""
-    token = _variable.set(current().but(**changes))
-    try:
-        yield
-    finally:
-        _variable.reset(token)
+class changed(ContextDecorator):  # noqa: N801 (reads as a function)
+    """Change the mode inside a ``with`` block, or while a decorated function runs."""
+
+    def __init__(self, **changes: Any) -> None:
+        self._changes = changes
+
+    def __enter__(self) -> None:
+        self._token = _variable.set(current().but(**self._changes))
+
+    def __exit__(self, *error: object) -> None:
+        _variable.reset(self._token)
+
+    def _recreate_cm(self) -> changed:
+        return changed(**self._changes)  # a decorated function may call itself
 
 
-def scope(kind: str, name: str | int) -> Any:
-    """Say where the operations of a ``with`` block belong, for those who read the record (pictures, messages)."""
-    return changed(scope=Scope(current().scope, kind, name))
+class scope:  # noqa: N801 (reads as a function)
+    """Say where the operations of a ``with`` block belong, for those who read the record (pictures, messages).
+
+    Every step of a scan and every call of a module does, so this takes half the time that ``changed`` would.
+    """
+
+    __slots__ = ("_kind", "_name", "_token")
+    _token: Token[Mode]
+
+    def __init__(self, kind: str, name: str | int) -> None:
+        self._kind = kind
+        self._name = name
+
+    def __enter__(self) -> None:
+        m = current()
+        inner = Scope(m.scope, self._kind, self._name)
+        self._token = _variable.set(Mode(m.recording, m.backend, inner, m.observer))
+
+    def __exit__(self, *error: object) -> None:
+        _variable.reset(self._token)

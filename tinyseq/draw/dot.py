@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tinyseq.draw.diagram import Arrow, Box, Diagram
+from tinyseq.draw.routes import Rectangle, Spline
 
 __all__ = ["OPENING", "Placement", "arrow_line", "box_line", "to_dot"]
 
@@ -41,11 +42,11 @@ ARROWS = {
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where everything stands, in points, y upward: the centres of boxes, the rectangles of strips, arrows as splines."""
+    """Where the boxes, strips and arrows of a diagram stand, each by its number."""
 
-    boxes: list[tuple[float, float]]
-    strips: list[tuple[float, float, float, float]]
-    arrows: dict[int, str]
+    boxes: Mapping[int, Rectangle]
+    strips: Mapping[int, Rectangle]
+    arrows: Mapping[int, Spline]
 
 
 def to_dot(diagram: Diagram, placement: Placement | None = None) -> str:
@@ -84,16 +85,25 @@ def html_text(text: str) -> str:
 
 
 def _centre(placement: Placement | None, i: int) -> str:
-    return "" if placement is None else ', pos="{:.2f},{:.2f}"'.format(*placement.boxes[i])
+    return f', pos="{_point((placement.boxes[i].x, placement.boxes[i].y))}"' if placement else ""
 
 
 def _rectangle(placement: Placement | None, s: int) -> str:
     if placement is None:
         return ""
-    left, bottom, right, top = placement.strips[s]
-    return f', bb="{left:.2f},{bottom:.2f},{right:.2f},{top:.2f}", lp="{left + 24:.2f},{top - 12:.2f}"'
+    place = placement.strips[s]
+    title = _point((place.left + 26, place.top - 12))
+    return f', bb="{_point((place.left, place.bottom))},{_point((place.right, place.top))}", lp="{title}"'
 
 
-def _spline(placement: Placement | None, i: int) -> str:
-    spline = placement and placement.arrows.get(i)
-    return f', pos="{spline}"' if spline else ""
+def _spline(placement: Placement | None, a: int) -> str:
+    if placement is None:
+        return ""
+    spline = placement.arrows[a]
+    tip = f"e,{_point(spline.tip)} " if spline.tip else ""
+    label = f', lp="{_point(spline.label)}"' if spline.label else ""
+    return f', pos="{tip}{" ".join(map(_point, spline.points))}"{label}'
+
+
+def _point(point: tuple[float, float]) -> str:
+    return f"{point[0]:.2f},{point[1]:.2f}"

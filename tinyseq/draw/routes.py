@@ -1,0 +1,152 @@
+"""Lines that leave a column run in the corridors between its ranks and in the gutters beside it, where no box stands.
+
+Coordinates are points, y upward, as Graphviz has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Column", "Point", "Rectangle", "Spline", "rounded"]
+
+Point = tuple[float, float]
+RADIUS = 9.0  # of a rounded corner
+HEAD = 6.0  # the length of an arrow's head
+CLEARANCE = 4.0
+CORRIDOR = 8.0  # from the first and the last rank to the corridors above and below them
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """A box, or the frame of a column."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    @property
+    def x(self) -> float:
+        """The middle."""
+        return (self.left + self.right) / 2
+
+    @property
+    def y(self) -> float:
+        """The middle."""
+        return (self.bottom + self.top) / 2
+
+    def moved(self, dx: float, dy: float) -> Rectangle:
+        """The same rectangle elsewhere."""
+        return Rectangle(self.left + dx, self.bottom + dy, self.right + dx, self.top + dy)
+
+
+class Column:
+    """A column in its place: its frame, and its boxes in the ranks that Graphviz has set them in."""
+
+    def __init__(self, frame: Rectangle, boxes: dict[int, Rectangle]) -> None:
+        self.frame = frame
+        self.boxes = boxes
+        ranks: dict[int, list[Rectangle]] = {}
+        for box in boxes.values():
+            ranks.setdefault(round(box.y), []).append(box)
+        self.ranks = [ranks[y] for y in sorted(ranks, reverse=True)]
+        self.rank_of = {i: sorted(ranks, reverse=True).index(round(box.y)) for i, box in boxes.items()}
+
+    def out(self, i: int, side: int, lane: float) -> list[Point]:
+        """From box i to the lane at x = ``lane``, which lies to its right (side 1) or left (side -1)."""
+        box, rank = self.boxes[i], self.rank_of[i]
+        if self._is_last(box, rank, side):
+            return [(box.right if side > 0 else box.left, box.y), (lane, box.y)]
+        x, corridor = box.x + side * (box.right - box.left) / 4, self._corridor(rank + 1)
+        return [(x, box.bottom), (x, corridor), (lane, corridor)]
+
+    def into(self, i: int, side: int, lane: float) -> list[Point]:
+        """From the lane at x = ``lane``, which lies to its right (side 1) or left (side -1), to box i."""
+        box, rank = self.boxes[i], self.rank_of[i]
+        if self._is_last(box, rank, side):
+            return [(lane, box.y), (box.right if side > 0 else box.left, box.y)]
+        x, corridor = box.x + side * (box.right - box.left) / 4, self._corridor(rank)
+        return [(lane, corridor), (x, corridor), (x, box.top)]
+
+    def down(self, i: int) -> list[Point]:
+        """From box i to below the last rank."""
+        box, floor = self.boxes[i], self._corridor(len(self.ranks))
+        if self._free(box.x, self.ranks[self.rank_of[i] + 1 :]):
+            return [(box.x, box.bottom), (box.x, floor)]
+        lane = self.frame.right - CLEARANCE
+        return [*self.out(i, 1, lane), (lane, floor)]
+
+    def up(self, i: int) -> list[Point]:
+        """From above the first rank to box i."""
+        box, ceiling = self.boxes[i], self._corridor(0)
+        if self._free(box.x, self.ranks[: self.rank_of[i]]):
+            return [(box.x, ceiling), (box.x, box.top)]
+        lane = self.frame.left + CLEARANCE
+        return [(lane, ceiling), *self.into(i, -1, lane)]
+
+    def _is_last(self, box: Rectangle, rank: int, side: int) -> bool:
+        return all((other.x - box.x) * side <= 0 for other in self.ranks[rank])
+
+    def _free(self, x: float, ranks: Iterable[list[Rectangle]]) -> bool:
+        return all(x < box.left - CLEARANCE or x > box.right + CLEARANCE for rank in ranks for box in rank)
+
+    def _corridor(self, rank: int) -> float:
+        """The height of the corridor above a rank."""
+        if rank == 0:
+            return max(box.top for box in self.ranks[0]) + CORRIDOR
+        floor = min(box.bottom for box in self.ranks[rank - 1])
+        if rank == len(self.ranks):
+            return floor - CORRIDOR
+        return (floor + max(box.top for box in self.ranks[rank])) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Spline:
+    """A chain of cubic Bézier curves, the tip of its arrow and the place of its label, if it has them."""
+
+    points: tuple[Point, ...]
+    tip: Point | None = None
+    label: Point | None = None
+
+    def moved(self, dx: float, dy: float) -> Spline:
+        """The same line elsewhere."""
+        points, tip, label = (
+            tuple((point[0] + dx, point[1] + dy) for point in group if point is not None)
+            for group in (self.points, (self.tip,), (self.label,))
+        )
+        return Spline(points, *tip or (None,), *label or (None,))
+
+    def pointed(self) -> Spline:
+        """The line with an arrow's head at its end."""
+        tip = self.points[-1]
+        before = next((point for point in reversed(self.points) if point != tip), tip)
+        return Spline((*self.points[:-1], _toward(tip, before, HEAD)), tip, self.label)
+
+
+def rounded(corners: Sequence[Point]) -> tuple[Point, ...]:
+    """The chain of curves that runs from corner to corner and rounds those on its way."""
+    points = [corner for corner, after in zip(corners, [*corners[1:], None], strict=True) if corner != after]
+    chain = [points[0]]
+
+    def straight_to(end: Point) -> None:
+        start = chain[-1]
+        chain.extend([_between(start, end, 1 / 3), _between(start, end, 2 / 3), end])
+
+    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+        radius = min(RADIUS, math.dist(before, corner) / 2, math.dist(corner, after) / 2)
+        straight_to(_toward(corner, before, radius))
+        end = _toward(corner, after, radius)
+        chain.extend([_between(chain[-1], corner, 0.6), _between(end, corner, 0.6), end])
+    straight_to(points[-1])
+    return tuple(chain)
+
+
+def _between(start: Point, end: Point, part: float) -> Point:
+    return start[0] + part * (end[0] - start[0]), start[1] + part * (end[1] - start[1])
+
+
+def _toward(start: Point, end: Point, length: float) -> Point:
+    distance = math.dist(start, end)
+    return _between(start, end, length / distance if distance else 0.0)
