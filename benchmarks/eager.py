@@ -170,7 +170,7 @@ def clear_grad(tensor: Any) -> None:
 def tinyseq_build() -> Callable[[Case], Job]:
     import tinyseq as ts
 
-    names = Names(ts.tanh, ts.sigmoid, lambda gates: ts.split(gates, 4, axis=1))
+    names = Names(ts.tanh, ts.sigmoid, lambda gates: ts.chunk(gates, 4, axis=1))
     return backward_style(names, lambda array: ts.tensor(array, requires_grad=True), lambda t: t.numpy(), clear_grad)
 
 
@@ -218,9 +218,7 @@ def autograd_build() -> Callable[[Case], Job]:
             outputs = function(names, links, *arguments)
             return outputs | {f"d{name}": gradient for name, gradient in zip(arrays, gradients, strict=True)}
 
-        return Job(
-            results, {"forward": lambda: recorded(*arguments), "forward+backward": lambda: differentiated(*arguments)}
-        )
+        return Job(results, {"forward": lambda: recorded(*arguments), "forward+backward": lambda: differentiated(*arguments)})
 
     return build
 
@@ -231,9 +229,7 @@ def numpy_build() -> Callable[[Case], Job]:
     def build(case: Case) -> Job:
         function, links = FUNCTIONS[case.name], case.settings["links"]
         arguments = list(leaves(case.name).values())
-        return Job(
-            lambda: function(names, links, *arguments), {"forward": lambda: loss_of(function(names, links, *arguments))}
-        )
+        return Job(lambda: function(names, links, *arguments), {"forward": lambda: loss_of(function(names, links, *arguments))})
 
     return build
 

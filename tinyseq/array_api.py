@@ -124,7 +124,7 @@ def operations(xp: Any) -> dict[str, Operation]:
         # Where in the key each axis of x is spoken for; an Ellipsis and missing axes are full slices.
         spoken = [entry for entry in key if entry is not None and entry is not Ellipsis]
         if Ellipsis in [entry for entry in key if entry is not INDEX]:
-            at = [i for i, entry in enumerate(key) if entry is Ellipsis][0]
+            at = next(i for i, entry in enumerate(key) if entry is Ellipsis)
             key = (*key[:at], *[slice(None)] * (x.ndim - len(spoken)), *key[at + 1 :])
         else:
             key = (*key, *[slice(None)] * (x.ndim - len(spoken)))

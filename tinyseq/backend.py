@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar
@@ -120,12 +120,21 @@ class Backend:
         """Put back what ``generator_state`` gave."""
         generator.bit_generator.state = state
 
-    def elementwise(self, make: Callable[[Callable[[Any], Any]], Callable[..., Any]]) -> Callable[..., tuple[Any, ...]]:
-        """A function of numbers, run over arrays of one shape: ``make(sqrt)`` returns that function.
+    def elementwise(self, rule: Callable[..., Callable[..., tuple[Any, ...]]], **flags: Any) -> Callable[..., tuple[Any, ...]]:
+        """A function of numbers, made to run over arrays of one shape and dtype. A backend may compile it to one pass.
 
-        The function takes numbers in its last arguments as they are, and returns new arrays. A backend may compile it.
+        ``rule(F, **flags)`` returns the function; it is written with operators, ``F.sqrt`` and ``F.maximum``. It gives a
+        tuple with new values of its first arguments: arrays, or numbers that stand for arrays it has no use for.
+
+        What is returned here takes the function's arguments and ``in_place``, which says for each of those first ones
+        whether its array may be overwritten (it need not be). Use the arrays it returns, not those it was given.
         """
-        return make(self.ops.sqrt)
+        function = rule(self.ops, **flags)
+
+        def run(*arguments: Any, in_place: Sequence[bool]) -> tuple[Any, ...]:
+            return function(*arguments)
+
+        return run
 
     def __repr__(self) -> str:
         return f"<tinyseq backend {self.name!r} on {self.device}>"
@@ -171,7 +180,7 @@ def _backend_class(name: str) -> type[Backend]:
         raise BackendError(f"there is no backend {name!r}; choose one of: {known}")
     module, _, attribute = target.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise BackendError(f"the backend {name!r} cannot be imported ({target}): {error}") from error
 
@@ -214,7 +223,7 @@ def backend_of(array: Array) -> Backend | None:
     return current if type(array) is current.array_type else _by_array_type.get(type(array))
 
 
-class use_backend:  # noqa: N801 (reads as a function)
+class use_backend:
     """Choose the backend, as a call for all that follows or as a context for a block.
 
     Raises:
@@ -240,9 +249,7 @@ class use_backend:  # noqa: N801 (reads as a function)
         _default = self._before[0]
         return self._backend
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         mode.replace(backend=self._before[1])
 
 

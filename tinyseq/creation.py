@@ -112,5 +112,3 @@ def eye(rows: int, columns: int | None = None, dtype: Any = DEFAULT) -> Tensor:
     [[1.0, 0.0], [0.0, 1.0]]
     """
     return _from_host(np.eye(rows, columns, dtype=dtype), False)
-
-

@@ -28,7 +28,6 @@ from tinyseq.tensor import (
     add,
     apply,
     as_tensor,
-    bool_,
     cos,
     div,
     eq,
@@ -72,8 +71,8 @@ from tinyseq.tensor import (
     where,
 )
 
-abs = abs_  # noqa: A001 (the usual name)
-round = round_  # noqa: A001
+abs = abs_
+round = round_
 
 __all__ = [
     "abs",
@@ -187,7 +186,7 @@ __all__ = [
 # --- the Tensor's methods as functions --------------------------------------------------------------------------------
 
 
-def sum(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def sum(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over the given axes (all by default)."""
     return as_tensor(x).sum(axis, keepdims)
 
@@ -197,22 +196,22 @@ def mean(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return as_tensor(x).mean(axis, keepdims)
 
 
-def max(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def max(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The largest value over the given axes (all by default)."""
     return as_tensor(x).max(axis, keepdims)
 
 
-def min(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def min(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The smallest value over the given axes (all by default)."""
     return as_tensor(x).min(axis, keepdims)
 
 
-def all(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def all(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Whether all elements are true."""
     return as_tensor(x).all(axis, keepdims)
 
 
-def any(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:  # noqa: A001
+def any(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Whether any element is true."""
     return as_tensor(x).any(axis, keepdims)
 
@@ -967,9 +966,7 @@ def smooth_l1_loss(x: Operand, target: Operand, beta: float = 1.0, reduction: st
     return huber_loss(x, target, beta, reduction) / beta
 
 
-def binary_cross_entropy(
-    p: Operand, target: Operand, weight: Operand | None = None, reduction: str = "mean"
-) -> Tensor:
+def binary_cross_entropy(p: Operand, target: Operand, weight: Operand | None = None, reduction: str = "mean") -> Tensor:
     """``-(t log p + (1 - t) log(1 - p))``; logarithms go no lower than -100, as in PyTorch."""
     p, target = as_tensor(p), as_tensor(target)
     _same_shape(p, target, "binary_cross_entropy")

@@ -67,7 +67,7 @@ def replace(**changes: Any) -> None:
     _variable.set(current().but(**changes))
 
 
-class changed(ContextDecorator):  # noqa: N801 (reads as a function)
+class changed(ContextDecorator):
     """Change the mode inside a ``with`` block, or while a decorated function runs."""
 
     def __init__(self, **changes: Any) -> None:
@@ -83,7 +83,7 @@ class changed(ContextDecorator):  # noqa: N801 (reads as a function)
         return changed(**self._changes)  # a decorated function may call itself
 
 
-class scope:  # noqa: N801 (reads as a function)
+class scope:
     """Say where the operations of a ``with`` block belong, for those who read the record (pictures, messages).
 
     Every step of a scan and every call of a module does, so this takes half the time that ``changed`` would.

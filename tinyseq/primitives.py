@@ -106,7 +106,7 @@ def _parameters(rule: Rule) -> tuple[str, ...]:
 def _adapt(rule: Rule) -> Rule:
     """``(F, g, node)`` -> ``rule`` of what it names; written as source once, at import, so that a call costs one call."""
     arguments = ", ".join(_SOURCES.get(name, f"n.params[{name!r}]") for name in _parameters(rule))
-    return eval(f"lambda F, g, n: rule({arguments})", {"rule": rule})  # type: ignore[no-any-return]
+    return eval(f"lambda F, g, n: rule({arguments})", {"rule": rule})
 
 
 TABLE: dict[str, Primitive] = {}

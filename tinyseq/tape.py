@@ -20,7 +20,7 @@ from tinyseq.mode import Scope
 if TYPE_CHECKING:
     from tinyseq.primitives import Primitive
 
-__all__ = ["Leaf", "Node", "Part", "Place", "Scatter", "ancestors", "no_grad", "enable_grad", "walk"]
+__all__ = ["Leaf", "Node", "Part", "Place", "Scatter", "ancestors", "enable_grad", "no_grad", "walk"]
 
 Array = Any
 Hook = Callable[[Any], Any]
@@ -235,7 +235,7 @@ def walk(
         cotangent = cotangents.pop(node, None)
         if cotangent is None or node not in needed:
             continue
-        if type(node) is Leaf:
+        if isinstance(node, Leaf):
             if node.hooks:
                 cotangent = _run_hooks(node.hooks, cotangent, F)
             found[node] = cotangent

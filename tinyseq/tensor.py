@@ -87,7 +87,7 @@ def apply(primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any] 
     if mask and m.recording:
         mask |= bit
         keep, keep_output = primitive.keeps.get(mask) or primitive.what_to_keep(mask)
-        kept = () if keep is None else tuple([a if k else None for a, k in zip(arrays, keep)])  # noqa: B905, C409
+        kept = () if keep is None else tuple([a if k else None for a, k in zip(arrays, keep)])  # noqa: B905
         node = Node(
             primitive,
             tuple(parents),
@@ -198,8 +198,10 @@ def raw(backend: Backend) -> _Raw:
 
 def link(x: Tensor) -> Tensor:
     """The same value at a new place on the tape: gradients with respect to it are its own, and flow on to ``x``."""
-    node: Place = _new_leaf(x.data) if x.node is None else Node(
-        TABLE["copy"], (x.node,), (), None, _NO_PARAMS, x.data.shape, x.data.dtype, mode.current().scope
+    node: Place = (
+        _new_leaf(x.data)
+        if x.node is None
+        else Node(TABLE["copy"], (x.node,), (), None, _NO_PARAMS, x.data.shape, x.data.dtype, mode.current().scope)
     )
     return Tensor(x.data, node)
 
@@ -322,7 +324,7 @@ def _reflected(operation: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], 
     return lambda self, other: operation(other, self)
 
 
-def _operator(operation: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Any]:
+def _operator(operation: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
     """As an operator: unknown types are handed back to Python."""
 
     def method(self: Tensor, other: Any) -> Any:
@@ -340,8 +342,7 @@ eq, ne, lt, le, gt, ge = map(_binary, ("eq", "ne", "lt", "le", "gt", "ge"))
 neg, abs_, sign, floor, round_, relu = map(_unary, ("neg", "abs", "sign", "floor", "round", "relu"))
 isfinite, isnan = map(_unary, ("isfinite", "isnan"))
 exp, expm1, log, log1p, sqrt, tanh, sigmoid, erf, sin, cos = (
-    _unary(name, floating=True)
-    for name in ("exp", "expm1", "log", "log1p", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos")
+    _unary(name, floating=True) for name in ("exp", "expm1", "log", "log1p", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos")
 )
 
 
@@ -482,9 +483,7 @@ class Tensor:
         elif self.is_leaf:
             self.node = None
         else:
-            raise GraphError(
-                "requires_grad cannot be switched off on the result of a recorded operation; use .detach()"
-            )
+            raise GraphError("requires_grad cannot be switched off on the result of a recorded operation; use .detach()")
 
     @property
     def is_leaf(self) -> bool:
@@ -506,7 +505,7 @@ class Tensor:
     def grad(self) -> Tensor | None:
         """The gradient that ``backward`` left here, or None."""
         if isinstance(self.node, Leaf):
-            return self.node.grad  # type: ignore[no-any-return]
+            return self.node.grad
         return self.node.extra.get("grad") if self.node is not None and self.node.extra else None
 
     @grad.setter
@@ -522,9 +521,7 @@ class Tensor:
 
     # Gradients
 
-    def backward(
-        self, gradient: Operand = None, *, retain_graph: bool | None = None, create_graph: bool = False
-    ) -> None:
+    def backward(self, gradient: Operand = None, *, retain_graph: bool | None = None, create_graph: bool = False) -> None:
         """Walk the tape back from here and add to ``.grad`` of every tensor that asked for a gradient.
 
         Args:
@@ -554,7 +551,7 @@ class Tensor:
             with mode.changed(recording=True):
                 found = walk(recorded, [(self.node, seed)], retain=retain, deposit=_retain_grad)
         else:
-            wrapped = lambda node, array: _retain_grad(node, Tensor(backend.asarray(array)))  # noqa: E731
+            wrapped = lambda node, array: _retain_grad(node, Tensor(backend.asarray(array)))
             found = walk(raw(backend), [(self.node, seed.data)], retain=retain, deposit=wrapped)
         for leaf, cotangent in found.items():
             if not create_graph:
@@ -817,12 +814,12 @@ class Tensor:
         return self.permute(order)
 
     @property
-    def T(self) -> Tensor:  # noqa: N802
+    def T(self) -> Tensor:
         """The transpose of a matrix; of more axes, all in reverse order."""
         return self.permute(tuple(range(self.ndim))[::-1]) if self.ndim > 1 else self
 
     @property
-    def mT(self) -> Tensor:  # noqa: N802
+    def mT(self) -> Tensor:
         """The last two axes exchanged."""
         return self.transpose()
 
@@ -830,9 +827,7 @@ class Tensor:
         """Broadcast to a shape; -1 leaves an axis as it is."""
         sizes = _sizes(shape)
         lead = len(sizes) - self.ndim
-        sizes = tuple(
-            self.shape[i - lead] if size == -1 and i >= lead else size for i, size in enumerate(sizes)
-        )
+        sizes = tuple(self.shape[i - lead] if size == -1 and i >= lead else size for i, size in enumerate(sizes))
         return apply(TABLE["broadcast_to"], (self,), {"shape": sizes})
 
     def squeeze(self, axis: Axis = None) -> Tensor:
@@ -906,7 +901,9 @@ class Tensor:
                 static.append(entry)
             elif isinstance(entry, slice):
                 static.append(slice(*(None if v is None else operator.index(v) for v in (entry.start, entry.stop, entry.step))))
-            elif isinstance(entry, np.integer) or (isinstance(entry, Tensor) and not entry.ndim and _kind(entry.data.dtype) == 1):
+            elif isinstance(entry, np.integer) or (
+                isinstance(entry, Tensor) and not entry.ndim and _kind(entry.data.dtype) == 1
+            ):
                 if isinstance(entry, Tensor):
                     static.append(INDEX)
                     indices.append(entry)
@@ -919,7 +916,10 @@ class Tensor:
                     raise DTypeError(f"a tensor cannot be indexed with dtype {index.dtype}; use integers, booleans or slices")
                 if kind == 0:
                     at = len([e for e in static if e is not None and e is not Ellipsis])
-                    if Ellipsis not in [e for e in static if e is not INDEX] and index.shape != self.shape[at : at + index.ndim]:
+                    if (
+                        Ellipsis not in [e for e in static if e is not INDEX]
+                        and index.shape != self.shape[at : at + index.ndim]
+                    ):
                         raise ShapeError(f"a boolean index of shape {index.shape} does not fit a tensor of shape {self.shape}")
                     for positions in np.nonzero(index.numpy()):
                         static.append(INDEX)
@@ -1019,10 +1019,7 @@ def as_tensor(value: Operand, dtype: Any = None) -> Tensor:
         return value if dtype is None else value.astype(dtype)
     backend = current_backend()
     owner = None if isinstance(value, np.ndarray) else backend_of(value)
-    if owner is not None:
-        data = value
-    else:
-        data = backend.asarray(_host_array(value), None)
+    data = value if owner is not None else backend.asarray(_host_array(value), None)
     _kind(data.dtype)
     result = Tensor(data)
     return result if dtype is None else result.astype(dtype)

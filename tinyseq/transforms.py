@@ -47,16 +47,14 @@ def _pull_back(
     wrt = {x.node for x in inputs if x.node is not None}
     outside = any(g.node is not None and g.node not in own for _, g in starts) or any(
         (type(place) is Leaf or place in wrt) and (place not in own or place.parents)
-        for place in ancestors([place for place, _ in starts if place is not None], wrt)
+        for place in ancestors([place for place, _ in starts], wrt)
     )
     if outside and mode.current().recording:
         found = walk(recorded, starts, wrt, retain=True)
         return [found[x.node] if x.node in found else zeros_like(x) for x in inputs]
     backend = inputs[0].backend
     found = walk(raw(backend), [(place, g.data) for place, g in starts], wrt, retain=retain)
-    return [
-        Tensor(backend.contiguous(backend.asarray(found[x.node]))) if x.node in found else zeros_like(x) for x in inputs
-    ]
+    return [Tensor(backend.contiguous(backend.asarray(found[x.node]))) if x.node in found else zeros_like(x) for x in inputs]
 
 
 def _call(f: Function, args: Sequence[Any]) -> Any:
@@ -82,7 +80,7 @@ def vjp(f: Function, *args: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]
     """
     linked = tuple(_linked(arg, f"argument {i}") for i, arg in enumerate(args))
     inputs, structure = flatten(linked)
-    own = {x.node for x in inputs if type(x.node) is Leaf}
+    own: set[Place] = {x.node for x in inputs if type(x.node) is Leaf}
     output = _call(f, linked)
     ys, y_structure = flatten(output)
 
@@ -94,7 +92,7 @@ def vjp(f: Function, *args: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]
         for g, y in zip(gs, ys, strict=True):
             if g.shape != y.shape:
                 raise ShapeError(f"the cotangent has shape {g.shape}, the value {y.shape}; they must be equal")
-        return structure.unflatten(_pull_back(ys, gs, inputs, own, retain=True))  # type: ignore[no-any-return]
+        return structure.unflatten(_pull_back(ys, gs, inputs, own, retain=True))
 
     return tree_map(lambda y: _outward(y, own), output), pull
 
@@ -133,7 +131,7 @@ def value_and_grad(f: Function, argnums: int | Sequence[int] = 0, has_aux: bool 
                 raise GraphError(f"argnums names argument {n}, but {len(args)} were given by position")
         chosen = {n % len(args): _linked(args[n], f"argument {n}") for n in numbers}
         inputs, structure = flatten(tuple(chosen[n % len(args)] for n in numbers))
-        own = {x.node for x in inputs if type(x.node) is Leaf}
+        own: set[Place] = {x.node for x in inputs if type(x.node) is Leaf}
         result = _call(functools.partial(f, **kwargs), [chosen.get(i, arg) for i, arg in enumerate(args)])
         y, aux = result if has_aux else (result, None)
         if not isinstance(y, Tensor) or y.size != 1:
@@ -381,7 +379,18 @@ def check_grads(
             full[i] = x
         return f(*structure.unflatten(full))
 
-    _check(of_smooth, [base[i] for i in smooth], [names[i] for i in smooth], order, 1, generator, rtol, atol, step, directions)
+    _check(
+        of_smooth,
+        [base[i] for i in smooth],
+        [names[i] for i in smooth],
+        order,
+        1,
+        generator,
+        rtol,
+        atol,
+        step,
+        directions,
+    )
 
 
 def _check(

@@ -34,7 +34,7 @@ except ImportError:
 
     def _erf(x: Array) -> Array:
         """Exact and slow; installing SciPy makes it quick."""
-        return np.frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)  # type: ignore[no-any-return]
+        return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), x.dtype)
 
 
 def _clip(x: Array, *, low: float | None, high: float | None) -> Array:
@@ -42,15 +42,15 @@ def _clip(x: Array, *, low: float | None, high: float | None) -> Array:
 
 
 def _sum(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> Array:
-    return np.add.reduce(x, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+    return np.add.reduce(x, axis=axis, keepdims=keepdims)  # type: ignore[call-overload]
 
 
 def _max(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> Array:
-    return np.maximum.reduce(x, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+    return np.maximum.reduce(x, axis=axis, keepdims=keepdims)  # type: ignore[call-overload]
 
 
 def _min(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> Array:
-    return np.minimum.reduce(x, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+    return np.minimum.reduce(x, axis=axis, keepdims=keepdims)  # type: ignore[call-overload]
 
 
 def _reshape(x: Array, *, shape: tuple[int, ...]) -> Array:
@@ -72,11 +72,13 @@ def _broadcast_to(x: Array, *, shape: tuple[int, ...]) -> Array:
 
 
 def _pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float) -> Array:
+    if not widths:  # np.pad takes no empty tuple
+        return x.copy()
     return np.pad(x, (*[(0, 0)] * (x.ndim - len(widths)), *widths), constant_values=value)
 
 
 def _getitem(x: Array, *indices: Array, key: tuple[Any, ...]) -> Array:
-    return x[fill_key(key, indices)]  # type: ignore[no-any-return]
+    return x[fill_key(key, indices)]
 
 
 def _scatter_add(values: Array, *indices: Array, key: tuple[Any, ...], shape: tuple[int, ...]) -> Array:

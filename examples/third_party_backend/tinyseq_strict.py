@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from tinyseq.array_api import fill_key
 from tinyseq.backend import Array, Backend
 

@@ -165,35 +165,29 @@ def outputs_of(result: Any) -> list[Any]:
 
 
 def torch_answer(result: Any, wanted: Mapping[str, Any], twice: bool = False) -> Arrays:
-    """Outputs, and the gradients of `wanted` when each float output is weighted by its cotangent.
+    """Outputs, and the gradients of `wanted` when each float output has its cotangent.
 
-    With `twice`, also the gradients of those gradients, weighted likewise: a Hessian times a vector.
+    With `twice`, also the gradients of those gradients, each with a cotangent: a Hessian times a vector.
     """
     import torch
 
-    def weighted(tensors: list[Any]) -> Any:
-        return sum(
-            (tensor * torch.from_numpy(cotangent(tuple(tensor.shape), place)).to(tensor.dtype)).sum()
-            for place, tensor in enumerate(tensors)
-            if tensor.requires_grad
-        )
-
-    def gradients(loss: Any, create_graph: bool) -> list[Any]:
-        if not isinstance(loss, torch.Tensor):  # the empty sum: nothing depends on `wanted`
+    def gradients(tensors: list[Any], create_graph: bool) -> list[Any]:
+        seeds = [torch.from_numpy(cotangent(tuple(t.shape), place)).to(t.dtype) for place, t in enumerate(tensors)]
+        seeded = [(tensor, seed) for tensor, seed in zip(tensors, seeds, strict=True) if tensor.requires_grad]
+        if not seeded:
             return [torch.zeros_like(tensor) for tensor in wanted.values()]
-        found = torch.autograd.grad(loss, list(wanted.values()), create_graph=create_graph, allow_unused=True)
-        return [
-            torch.zeros_like(tensor) if gradient is None else gradient
-            for tensor, gradient in zip(wanted.values(), found, strict=True)
-        ]
+        tensors, seeds = zip(*seeded, strict=True)
+        return torch.autograd.grad(
+            tensors, list(wanted.values()), seeds, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
 
     outputs = outputs_of(result)
     answer = {f"out{place}": output.detach().numpy() for place, output in enumerate(outputs)}
     if wanted:
-        first = gradients(weighted(outputs), create_graph=twice)
+        first = gradients(outputs, create_graph=twice)
         answer |= {f"grad/{name}": g.detach().numpy() for name, g in zip(wanted, first, strict=True)}
         if twice:
-            second = gradients(weighted(first), create_graph=False)
+            second = gradients(list(first), create_graph=False)
             answer |= {f"grad2/{name}": g.numpy(force=True) for name, g in zip(wanted, second, strict=True)}
     return answer
 
@@ -202,19 +196,13 @@ def tinyseq_answer(result: Any, wanted: Mapping[str, Any], dtype: Any, twice: bo
     """As `torch_answer`, by `backward()` on the tape."""
     import tinyseq as ts
 
-    def weighted(tensors: list[Any]) -> Any:
-        loss = None
-        for place, tensor in enumerate(tensors):
-            if tensor is not None and tensor.requires_grad:
-                term = (tensor * ts.tensor(cotangent(tensor.shape, place).astype(tensor.dtype))).sum()
-                loss = term if loss is None else loss + term
-        return loss
-
-    def gradients(loss: Any, create_graph: bool) -> list[Any]:
+    def gradients(tensors: list[Any], create_graph: bool) -> list[Any]:
         for tensor in wanted.values():
             tensor.grad = None
-        if loss is not None:
-            loss.backward(create_graph=create_graph)
+        for place, tensor in enumerate(tensors):
+            if tensor is not None and tensor.requires_grad:
+                seed = ts.tensor(cotangent(tensor.shape, place).astype(tensor.dtype))
+                tensor.backward(seed, retain_graph=True, create_graph=create_graph)
         return [tensor.grad for tensor in wanted.values()]
 
     def array(gradient: Any, tensor: Any) -> np.ndarray:
@@ -223,10 +211,10 @@ def tinyseq_answer(result: Any, wanted: Mapping[str, Any], dtype: Any, twice: bo
     outputs = outputs_of(result)
     answer = {f"out{place}": output.detach().numpy() for place, output in enumerate(outputs)}
     if wanted:
-        first = gradients(weighted(outputs), create_graph=twice)
+        first = gradients(outputs, create_graph=twice)
         answer |= {f"grad/{name}": array(g, wanted[name]) for name, g in zip(wanted, first, strict=True)}
         if twice:
-            second = gradients(weighted(first), create_graph=False)
+            second = gradients(first, create_graph=False)
             answer |= {f"grad2/{name}": array(g, wanted[name]) for name, g in zip(wanted, second, strict=True)}
     return answer
 

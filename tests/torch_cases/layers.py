@@ -136,9 +136,7 @@ for kind, extra in [("RNNCell", {}), ("RNNCell", {"nonlinearity": "relu"}), ("GR
 
 STACKS: list[Case] = []
 for kind, extra in [("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("GRU", {}), ("LSTM", {})]:
-    for num_layers, bidirectional, bias, given in itertools.product(
-        (1, 2), (False, True), (True, False), (True, False)
-    ):
+    for num_layers, bidirectional, bias, given in itertools.product((1, 2), (False, True), (True, False), (True, False)):
         if not bias and not given:
             continue  # the two choices do not meet in the code; one of them at a time is enough
         depth = str(num_layers * (1 + bidirectional))

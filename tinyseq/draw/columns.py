@@ -90,7 +90,7 @@ def select(places: Sequence[Place], outputs: Sequence[Place], limit: int) -> Sel
     if len(places) <= limit:
         return Selection(found, folded, gap)
 
-    owner = _owners(places, found)
+    owner = _owners(places, found, outputs)
     sizes = [[0] * len(scan) for scan in found]
     for scan, step in owner.values():
         sizes[scan][step] += 1
@@ -115,19 +115,33 @@ def select(places: Sequence[Place], outputs: Sequence[Place], limit: int) -> Sel
     return Selection(found, folded, gap)
 
 
-def _owners(places: Sequence[Place], found: list[list[Step]]) -> dict[Place, tuple[int, int]]:
-    """The (scan, step) that each place goes with: its own, or the only one that uses it, as with a slice ``xs[t]``."""
+def _owners(
+    places: Sequence[Place], found: list[list[Step]], outputs: Sequence[Place]
+) -> dict[Place, tuple[int, int]]:
+    """The scan and the step that each place goes with, if any.
+
+    Besides those of the step these are what only that step uses, such as a slice ``xs[t]``, and what is computed from no
+    later step, such as that step's loss.
+    """
     owner: dict[Place, tuple[int, int]] = {
         node: (i, j) for i, scan in enumerate(found) for j, step in enumerate(scan) for node in step.nodes
     }
     users: dict[Place, tuple[int, int] | None] = {}
     for place in reversed(places):
-        if place not in owner and users.get(place) is not None:
-            owner[place] = users[place]  # type: ignore[assignment]
+        user = users.get(place)
+        if user is not None:
+            owner.setdefault(place, user)
         mine = owner.get(place)
         for parent in place.parents:
             if parent is not None:
                 users[parent] = mine if users.get(parent, mine) == mine else None
+    for place in places:
+        if place not in owner:
+            latest = max((owner[parent] for parent in place.parents if parent in owner), default=None)
+            if latest is not None:
+                owner[place] = latest
+    for output in outputs:
+        owner.pop(output, None)
     return owner
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tinyseq.draw.diagram import Arrow, Box, Diagram
@@ -30,7 +30,7 @@ BOXES = {
     "output": f', color="{GREEN}", fillcolor="{LIGHT_GREEN}", penwidth="2"',
     "parameter": f', color="{ORANGE}", fillcolor="{LIGHT_ORANGE}", style="filled"',
     "input": f', color="{SKY}", fillcolor="{LIGHT_SKY}", shape="ellipse", style="filled", margin="0.04,0.02"',
-    "constant": f', color="{GREY}", fillcolor="#FFFFFF", style="dashed"',
+    "constant": f', color="{GREY}", fillcolor="#FFFFFF", style="filled,dashed"',
     "gap": ', color="#FFFFFF00", fillcolor="#FFFFFF00", style="filled"',
 }
 ARROWS = {
@@ -45,7 +45,7 @@ class Placement:
     """Where the boxes, strips and arrows of a diagram stand, each by its number."""
 
     boxes: Mapping[int, Rectangle]
-    strips: Mapping[int, Rectangle]
+    strips: Sequence[Rectangle]
     arrows: Mapping[int, Spline]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tinyseq.draw.diagram import Diagram
@@ -42,24 +42,29 @@ def place(diagram: Diagram, layout: Layout) -> Placement:
     for s, strip in enumerate(diagram.strips):
         rows[strip.row].append(s)
     parts = _laid_out([_column_text(diagram, s) for s in range(len(diagram.strips))], layout)
-    sizes = [(part.size[0] + 2 * PADDING, part.size[1] + 2 * PADDING + HEADER) for part in parts]
-    (around,) = _laid_out([_text_around(diagram, rows, sizes)], layout)
+    columns = [_column(part) for part in parts]
+    (around,) = _laid_out([_text_around(diagram, rows, columns)], layout)
 
-    columns: dict[int, Column] = {}
     boxes, splines = around.boxes, around.arrows
     for row, members in rows.items():
         left, top = around.rows[row].left, around.rows[row].top
         for s in members:
-            width, height = sizes[s]
-            dx, dy = left + PADDING, top - height + PADDING
-            inside = {i: box.moved(dx, dy) for i, box in parts[s].boxes.items()}
-            columns[s] = Column(Rectangle(left, top - height, left + width, top), inside)
-            boxes.update(inside)
-            splines.update((a, spline.moved(dx, dy)) for a, spline in parts[s].arrows.items())
-            left += width + GUTTER
+            columns[s] = columns[s].moved(left, top)
+            left = columns[s].frame.right + GUTTER
+            boxes.update(columns[s].boxes)
     splines.update(_entering(diagram, columns, splines))
     splines.update(_sideways(diagram, rows, columns, {row: place.bottom for row, place in around.rows.items()}))
-    return Placement(boxes, {s: column.frame for s, column in columns.items()}, splines)
+    for part, column in zip(parts, columns, strict=True):
+        dx, dy = column.frame.left + PADDING, column.frame.bottom + PADDING
+        splines.update((a, spline.moved(dx, dy)) for a, spline in part.arrows.items())
+    return Placement(boxes, [column.frame for column in columns], splines)
+
+
+def _column(part: _Part) -> Column:
+    """A strip with its frame around it, the left top corner at the origin."""
+    width, height = part.size[0] + 2 * PADDING, part.size[1] + 2 * PADDING + HEADER
+    boxes = {i: box.moved(PADDING, PADDING - height) for i, box in part.boxes.items()}
+    return Column(Rectangle(0.0, -height, width, 0.0), boxes)
 
 
 def _ends(diagram: Diagram, a: int) -> tuple[int | None, int | None]:
@@ -82,33 +87,49 @@ def _column_text(diagram: Diagram, s: int) -> str:
     return "\n".join([OPENING, *lines, "}\n"])
 
 
-def _text_around(diagram: Diagram, rows: Rows, sizes: Sequence[Point]) -> str:
-    """The DOT text of what is in no strip, with each row as one node that has a port for each strip."""
+def _text_around(diagram: Diagram, rows: Rows, columns: Sequence[Column]) -> str:
+    """The DOT text of what is in no strip, with each row as one node that has ports where lines come in and go out."""
+    ports: dict[int, set[int]] = {row: set() for row in rows}
+    left: dict[int, float] = {}
+    for members in rows.values():
+        at = 0.0
+        for s in members:
+            left[s] = at
+            at += columns[s].frame.right + GUTTER
 
-    def end(i: int, side: str) -> str:
+    def end(i: int, leaves: bool) -> str:
         strip = diagram.boxes[i].strip
-        return f"n{i}" if strip is None else f"r{diagram.strips[strip].row}:s{strip}:{side}"
+        if strip is None:
+            return f"n{i}"
+        port = round(left[strip] + (columns[strip].down(i)[-1] if leaves else columns[strip].up(i)[0])[0])
+        row = diagram.strips[strip].row
+        ports[row].add(port)
+        return f"r{row}:x{port}:{'s' if leaves else 'n'}"
 
-    lines = [OPENING]
-    for row, members in rows.items():
-        height = max(sizes[s][1] for s in members) + FOOTER
-        width = sum(sizes[s][0] for s in members) + GUTTER * (len(members) - 1)
-        cells = []
-        for k, s in enumerate(members):
-            cell = sizes[s][0] + GUTTER / 2 * ((k > 0) + (k < len(members) - 1))
-            cells.append(f'<td port="s{s}" fixedsize="true" width="{cell:.0f}" height="{height:.0f}"></td>')
-        table = f'<table border="0" cellborder="0" cellpadding="0" cellspacing="0"><tr>{"".join(cells)}</tr></table>'
-        lines.append(
-            f'r{row} [label=<{table}>, fixedsize="true", height="{height / 72:.4f}", margin="0", width="{width / 72:.4f}"];'
-        )
-    lines += [box_line(i, box) for i, box in enumerate(diagram.boxes) if box.strip is None]
+    lines = [box_line(i, box) for i, box in enumerate(diagram.boxes) if box.strip is None]
     for a, arrow in enumerate(diagram.arrows):
         tail, head = _ends(diagram, a)
         if tail is None and head is None:
             lines.append(arrow_line(arrow, f', comment="{a}"'))
         elif not _same_row(diagram, a):
-            lines.append(f'{end(arrow.tail, "s")} -> {end(arrow.head, "n")} [comment="{a}"];')
-    return "\n".join([*lines, "}\n"])
+            lines.append(f'{end(arrow.tail, True)} -> {end(arrow.head, False)} [comment="{a}"];')
+    for row, members in rows.items():
+        height = FOOTER - min(columns[s].frame.bottom for s in members)
+        width = left[members[-1]] + columns[members[-1]].frame.right
+        cells, at = "", 0
+        for port in sorted(ports[row]):
+            cells += _cell(port - 1 - at, height) + _cell(2, height, f'port="x{port}" ')
+            at = port + 1
+        cells += _cell(round(width) - at, height)
+        table = f'<table border="0" cellborder="0" cellpadding="0" cellspacing="0"><tr>{cells}</tr></table>'
+        lines.append(
+            f'r{row} [label=<{table}>, fixedsize="true", height="{height / 72:.4f}", margin="0", width="{width / 72:.4f}"];'
+        )
+    return "\n".join([OPENING, '  graph [ranksep="0.5"];', *lines, "}\n"])
+
+
+def _cell(width: int, height: float, port: str = "") -> str:
+    return f'<td {port}fixedsize="true" width="{width}" height="{height:.0f}"></td>' if width > 0 else ""
 
 
 def _laid_out(texts: Sequence[str], layout: Layout) -> list[_Part]:
@@ -143,8 +164,8 @@ def _points(text: str) -> zip[Point]:
     return zip(numbers[::2], numbers[1::2], strict=True)
 
 
-def _entering(diagram: Diagram, columns: dict[int, Column], splines: dict[int, Spline]) -> dict[int, Spline]:
-    """The arrows between a column and what is outside it: they were drawn to its edge, and are drawn on to the box."""
+def _entering(diagram: Diagram, columns: Sequence[Column], splines: Mapping[int, Spline]) -> dict[int, Spline]:
+    """The arrows between a column and what is outside it: they were drawn to its edge, and go on to the box."""
     found = {}
     for a, spline in splines.items():
         tail, head = _ends(diagram, a)
@@ -153,10 +174,10 @@ def _entering(diagram: Diagram, columns: dict[int, Column], splines: dict[int, S
         points, tip = spline.points, spline.tip
         if tail is not None:
             way = columns[tail].down(diagram.arrows[a].tail)
-            points = rounded([*way, (points[0][0], way[-1][1]), points[0]]) + points[1:]
+            points = rounded([*way, points[0]]) + points[1:]
         if head is not None:
             way = columns[head].up(diagram.arrows[a].head)
-            points = points[:-1] + rounded([points[-1], (points[-1][0], way[0][1]), *way])
+            points = points[:-1] + rounded([points[-1], *way])
         found[a] = Spline(points, tip, points[len(points) // 2])
         if head is not None:
             found[a] = found[a].pointed()
@@ -164,7 +185,7 @@ def _entering(diagram: Diagram, columns: dict[int, Column], splines: dict[int, S
 
 
 def _sideways(
-    diagram: Diagram, rows: Rows, columns: dict[int, Column], floors: dict[int, float]
+    diagram: Diagram, rows: Rows, columns: Sequence[Column], floors: dict[int, float]
 ) -> dict[int, Spline]:
     """The arrows from one column of a row to another: through the gutter between them, or below those they pass."""
     position = {s: k for members in rows.values() for k, s in enumerate(members)}

@@ -84,10 +84,11 @@ class _Reader:
                 continue  # drawn where it is used
             head = self._box_of(place, None)
             strip = self.boxes[head].strip
+            hidden = place in self.gap
             for parent in place.parents:
-                if parent is not None:
+                if parent is not None and not (hidden and self._is_parameter(parent)):
                     self._arrow(self._box_of(parent, strip), head)
-            if place not in self.gap:
+            if not hidden:
                 for i in self._shown_constants(place):
                     self._arrow(self._constant(place.inputs[i], strip), head)  # type: ignore[index]
         for root in self.roots:
@@ -101,10 +102,10 @@ class _Reader:
 
     def _finished(self, tail: int, head: int, count: int) -> Arrow:
         start, end = self.boxes[tail], self.boxes[head]
-        if start.kind == "parameter":
-            return Arrow(tail, head, "parameter", count)
         if "gap" in (start.kind, end.kind):
             count = 1
+        if start.kind == "parameter":
+            return Arrow(tail, head, "parameter", count)
         crosses = start.strip is not None and end.strip is not None and start.strip != end.strip
         carries = crosses and self.strips[start.strip].row == self.strips[end.strip].row  # type: ignore[index]
         return Arrow(tail, head, "carry" if carries else "data", count)
@@ -134,6 +135,9 @@ class _Reader:
         lines = (*((metadata,) if metadata else ()), array_label(place.shape, place.dtype))
         kind = "output" if place in self.roots else "operation"
         return self._add(place, Box(kind, title, lines, self.strip_of.get(place)))
+
+    def _is_parameter(self, place: Place) -> bool:
+        return self.names.get(id(place), ("", False))[1]
 
     def _gap_box(self, scan: int | None) -> int:
         if scan is None:

@@ -15,6 +15,7 @@ Point = tuple[float, float]
 RADIUS = 9.0  # of a rounded corner
 HEAD = 6.0  # the length of an arrow's head
 CLEARANCE = 4.0
+LANE = 2.5  # from the middle of a corridor, so that lines that come and lines that go do not meet
 CORRIDOR = 8.0  # from the first and the last rank to the corridors above and below them
 
 
@@ -43,7 +44,7 @@ class Rectangle:
 
 
 class Column:
-    """A column in its place: its frame, and its boxes in the ranks that Graphviz has set them in."""
+    """A column: its frame, and its boxes in the ranks that Graphviz has set them in."""
 
     def __init__(self, frame: Rectangle, boxes: dict[int, Rectangle]) -> None:
         self.frame = frame
@@ -51,15 +52,20 @@ class Column:
         ranks: dict[int, list[Rectangle]] = {}
         for box in boxes.values():
             ranks.setdefault(round(box.y), []).append(box)
-        self.ranks = [ranks[y] for y in sorted(ranks, reverse=True)]
-        self.rank_of = {i: sorted(ranks, reverse=True).index(round(box.y)) for i, box in boxes.items()}
+        heights = sorted(ranks, reverse=True)
+        self.ranks = [ranks[y] for y in heights]
+        self.rank_of = {i: heights.index(round(box.y)) for i, box in boxes.items()}
+
+    def moved(self, dx: float, dy: float) -> Column:
+        """The same column elsewhere."""
+        return Column(self.frame.moved(dx, dy), {i: box.moved(dx, dy) for i, box in self.boxes.items()})
 
     def out(self, i: int, side: int, lane: float) -> list[Point]:
         """From box i to the lane at x = ``lane``, which lies to its right (side 1) or left (side -1)."""
         box, rank = self.boxes[i], self.rank_of[i]
         if self._is_last(box, rank, side):
             return [(box.right if side > 0 else box.left, box.y), (lane, box.y)]
-        x, corridor = box.x + side * (box.right - box.left) / 4, self._corridor(rank + 1)
+        x, corridor = box.x + side * (box.right - box.left) / 4, self._corridor(rank + 1) - LANE
         return [(x, box.bottom), (x, corridor), (lane, corridor)]
 
     def into(self, i: int, side: int, lane: float) -> list[Point]:
@@ -67,7 +73,7 @@ class Column:
         box, rank = self.boxes[i], self.rank_of[i]
         if self._is_last(box, rank, side):
             return [(lane, box.y), (box.right if side > 0 else box.left, box.y)]
-        x, corridor = box.x + side * (box.right - box.left) / 4, self._corridor(rank)
+        x, corridor = box.x + side * (box.right - box.left) / 4, self._corridor(rank) + LANE
         return [(lane, corridor), (x, corridor), (x, box.top)]
 
     def down(self, i: int) -> list[Point]:

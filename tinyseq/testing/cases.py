@@ -80,10 +80,10 @@ def real(*shape: int, low: float = -2.0, high: float = 2.0) -> Make:
 
     def make(rng: np.random.Generator, dtype: np.dtype[Any]) -> Array:
         if dtype.kind == "b":
-            return rng.random(shape) < 0.5
+            return np.asarray(rng.random(shape) < 0.5)
         if dtype.kind == "i":
-            return rng.integers(math.ceil(low), math.floor(high) + 1, shape).astype(dtype)
-        return rng.uniform(low, high, shape).astype(dtype)
+            return np.asarray(rng.integers(math.ceil(low), math.floor(high) + 1, shape), dtype)
+        return np.asarray(rng.uniform(low, high, shape), dtype)
 
     return make
 
@@ -93,7 +93,7 @@ def broken(*shape: int, at: float = 1.0) -> Make:
 
     def make(rng: np.random.Generator, dtype: np.dtype[Any]) -> Array:
         steps = rng.integers(-3, 3, shape)
-        return steps.astype(dtype) if dtype.kind != "f" else ((steps + rng.uniform(0.2, 0.8, shape)) * at).astype(dtype)
+        return np.asarray(steps if dtype.kind != "f" else (steps + rng.uniform(0.2, 0.8, shape)) * at, dtype)
 
     return make
 
@@ -103,8 +103,7 @@ def distinct(*shape: int) -> Make:
 
     def make(rng: np.random.Generator, dtype: np.dtype[Any]) -> Array:
         count = math.prod(shape)
-        values = rng.permutation(count).reshape(shape) - count // 2
-        return values.astype(dtype) if dtype.kind != "b" else values > 0
+        return (rng.permutation(count).reshape(shape) - count // 2).astype(dtype)
 
     return make
 
@@ -121,12 +120,12 @@ def exactly(*values: Any) -> Make:
 
 def index(*shape: int, size: int) -> Make:
     """Indices into an axis, with repeats, some counted from the end."""
-    return lambda rng, dtype: rng.integers(-size, size, shape)
+    return lambda rng, dtype: np.asarray(rng.integers(-size, size, shape))
 
 
 def truth(*shape: int) -> Make:
     """Booleans."""
-    return lambda rng, dtype: rng.random(shape) < 0.5
+    return lambda rng, dtype: np.asarray(rng.random(shape) < 0.5)
 
 
 def number(value: float) -> Make:
@@ -272,7 +271,7 @@ def _unlike(*shape: int) -> Make:
     # Never close to what ``broken`` gives: below, within and above its values.
     def make(rng: np.random.Generator, dtype: np.dtype[Any]) -> Array:
         steps = rng.integers(-3, 3, shape)
-        return steps.astype(dtype) if dtype.kind != "f" else (steps + rng.uniform(-0.1, 0.1, shape)).astype(dtype)
+        return np.asarray(steps if dtype.kind != "f" else steps + rng.uniform(-0.1, 0.1, shape), dtype)
 
     return make
 
@@ -413,6 +412,8 @@ for _from, _to in (((3, 1), (2, 3, 4)), ((), (2, 3)), ((3,), (3,)), ((1, 3), (0,
 
 
 def _padded(x: Array, widths: tuple[tuple[int, int], ...], value: float) -> Array:
+    if not widths:
+        return x
     return np.pad(x, (*[(0, 0)] * (x.ndim - len(widths)), *widths), constant_values=value)
 
 
