@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import tinyseq as ts
-from tinyseq.console import Parser, Progress, Stop, UsageError, at_least
+from tinyseq.console import Parser, Progress, Stop, UsageError, number
 from tinyseq.data import CharVocabulary, TextStream, read_text, shakespeare, split_plays
 from tinyseq.io import load_metadata
 from tinyseq.nn.functional import cross_entropy
@@ -38,7 +38,7 @@ from tinyseq.tree import flatten, tree_map
 
 CELLS = {"rnn": ts.nn.RNN, "gru": ts.nn.GRU, "lstm": ts.nn.LSTM}
 ARCHITECTURE = {"cell": "lstm", "embedding": 64, "hidden": 256, "layers": 1, "batch": 32, "chunk": 64}
-DEFAULTS = {**ARCHITECTURE, "dropout": 0.0, "lr": 2e-3, "clip": 1.0, "seed": 0, "text": None}
+DEFAULTS = {**ARCHITECTURE, "dropout": 0.0, "lr": 5e-3, "clip": 1.0, "seed": 0, "text": None}
 HELD_OUT_CHARACTERS = 30_000  # that an evaluation reads, in rows that lie all over the held-out text
 BITS = 1 / math.log(2)  # in a nat
 
@@ -162,6 +162,8 @@ def start(options: argparse.Namespace, path: Path) -> Run:
                 "or train a new model in another folder with --out"
             )
     settings = {**DEFAULTS, **saved, **given}
+    if settings["dropout"] and settings["layers"] == 1:
+        raise UsageError("--dropout acts between layers; ask for --layers 2 or more with it")
     training, held_out = texts(settings["text"])
     vocabulary = CharVocabulary(training + held_out)
     stream = TextStream(vocabulary.encode(training), settings["batch"], settings["chunk"])
@@ -243,10 +245,8 @@ def draw(run: Run, *paths: Path) -> None:
 def train(run: Run, options: argparse.Namespace, path: Path) -> int:
     """Train until the steps or the seconds are over, or a signal comes: its number, or 0."""
     size = run.settings["batch"] * run.settings["chunk"]
-    progress = Progress(
-        options.steps, options.seconds, done=run.step, unit="characters", size=size, quiet=options.quiet
-    )
-    with Stop() as stop, progress:
+    progress = Progress(options.steps, options.seconds, done=run.step, unit="characters", size=size, quiet=options.quiet)
+    with np.errstate(all="ignore"), Stop() as stop, progress:  # what is not finite is found, and told in a sentence
         try:
             while not (progress.over or stop.signal):
                 run.train_step()
@@ -283,36 +283,38 @@ def finish(run: Run, options: argparse.Namespace) -> None:
 
 
 def parser() -> Parser:
-    def settings(flag: str, meaning: str, **options: Any) -> None:
-        default = DEFAULTS[flag] if DEFAULTS[flag] is not None else "Shakespeare"
-        group.add_argument(f"--{flag}", default=argparse.SUPPRESS, help=f"{meaning} [{default}]", **options)
-
+    size, rate, share = number(int, at_least=1), number(float, at_least=0), number(float, at_least=0, below=1)
+    count = number(int, at_least=0)
     result = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
     add("--backend", metavar="NAME", help="numpy, numba, cupy or another that is installed [numpy]")
-    add("--steps", type=at_least(0), default=2000, metavar="N", help="stop after this step [%(default)s]")
-    add("--seconds", type=at_least(0, float), default=math.inf, metavar="S", help="or after this time, if sooner")
-    add("--eval-every", type=at_least(1), default=100, metavar="N", help="steps between evaluations [%(default)s]")
-    add(
-        "--checkpoint-every", type=at_least(1), default=100, metavar="N", help="steps between checkpoints [%(default)s]"
-    )
+    add("--steps", type=count, default=2000, metavar="N", help="stop after this step [%(default)s]")
+    add("--seconds", type=rate, default=math.inf, metavar="S", help="or after this time, if that is sooner")
+    add("--eval-every", type=size, default=100, metavar="N", help="steps between evaluations [%(default)s]")
+    add("--checkpoint-every", type=size, default=100, metavar="N", help="steps between checkpoints [%(default)s]")
     add("--out", type=Path, default=Path("runs/shakespeare"), metavar="FOLDER", help="for all results [%(default)s]")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
-    add("--sample", type=at_least(0), default=600, metavar="N", help="characters to write at the end [%(default)s]")
-    add("--temperature", type=at_least(0, float), default=0.8, metavar="X", help="of the sample [%(default)s]")
+    add("--sample", type=count, default=600, metavar="N", help="characters to write at the end [%(default)s]")
+    add("--temperature", type=rate, default=0.8, metavar="X", help="of the sample [%(default)s]")
     add("--quiet", action="store_true", help="print the result only")
+
     group = result.add_argument_group("settings, which a checkpoint keeps")
-    settings("cell", "the recurrent layer", choices=CELLS)
-    settings("embedding", "units of the embedding", type=at_least(1), metavar="N")
-    settings("hidden", "units of a recurrent layer", type=at_least(1), metavar="N")
-    settings("layers", "recurrent layers", type=at_least(1), metavar="N")
-    settings("dropout", "of the units between recurrent layers", type=at_least(0, float), metavar="P")
-    settings("batch", "rows read in parallel", type=at_least(1), metavar="N")
-    settings("chunk", "steps of a row between updates", type=at_least(1), metavar="N")
-    settings("lr", "Adam's learning rate", type=at_least(0, float), metavar="X")
-    settings("clip", "largest norm of the gradient", type=at_least(0, float), metavar="X")
-    settings("seed", "of the first weights, dropout and the sample", type=at_least(0), metavar="N")
-    settings("text", "a UTF-8 text file, the last tenth of it held out", metavar="FILE")
+
+    def setting(name: str, meaning: str, **options: Any) -> None:
+        default = "Shakespeare" if DEFAULTS[name] is None else DEFAULTS[name]
+        group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"{meaning} [{default}]", **options)
+
+    setting("cell", "the recurrent layer", choices=CELLS)
+    setting("embedding", "units of the embedding", type=size, metavar="N")
+    setting("hidden", "units of a recurrent layer", type=size, metavar="N")
+    setting("layers", "recurrent layers", type=size, metavar="N")
+    setting("dropout", "of the units between recurrent layers", type=share, metavar="P")
+    setting("batch", "rows read in parallel", type=size, metavar="N")
+    setting("chunk", "steps of a row between updates", type=size, metavar="N")
+    setting("lr", "Adam's learning rate", type=rate, metavar="X")
+    setting("clip", "largest norm of the gradient", type=rate, metavar="X")
+    setting("seed", "of the first weights, dropout and the sample", type=count, metavar="N")
+    setting("text", "a UTF-8 text file, the last tenth of it held out", metavar="FILE")
     return result
 
 

@@ -207,7 +207,9 @@ def test_draw_writes_the_picture(tmp_path: Path) -> None:
 
 
 def test_draw_says_why_it_cannot_write(tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text("import tinyseq as ts\ndef loss():\n    return ts.tensor([1.0]).sum()\n")
+    (tmp_path / "model.py").write_text(
+        "import tinyseq as ts\ndef loss():\n    return ts.tensor([1.0], requires_grad=True).sum()\n"
+    )
     done = draw_in(tmp_path, "model:loss", "--out", "no/such/folder/loss.svg")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "tinyseq: cannot write no/such/folder/loss.svg: No such file or directory\n"

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tinyseq.console import Parser, Progress, Stop, UsageError, at_least
+from tinyseq.console import Parser, Progress, Stop, UsageError, number
 
 
 @pytest.mark.parametrize(
@@ -19,30 +19,33 @@ from tinyseq.console import Parser, Progress, Stop, UsageError, at_least
         (["--count", "0"], "argument --count: 0 is less than 1 (see --help)"),
         (["--rate", "nan"], "argument --rate: invalid float value: 'nan' (see --help)"),
         (["--rate", "-0.5"], "argument --rate: -0.5 is less than 0 (see --help)"),
+        (["--share", "1.0"], "argument --share: 1.0 is not less than 1 (see --help)"),
         (["extra"], "unrecognized arguments: extra (see --help)"),
     ],
 )
 def test_a_wrong_flag_is_one_sentence(arguments: list[str], message: str) -> None:
     parser = Parser()
-    parser.add_argument("--count", type=at_least(1))
-    parser.add_argument("--rate", type=at_least(0, float))
+    parser.add_argument("--count", type=number(int, at_least=1))
+    parser.add_argument("--rate", type=number(float, at_least=0))
+    parser.add_argument("--share", type=number(float, at_least=0, below=1))
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         parser.parse_args(arguments)
 
 
 def test_numbers_at_the_limit_are_taken() -> None:
-    assert at_least(1)("1") == 1
-    assert at_least(0, float)("0") == 0.0
-    assert at_least(0, float)("inf") == float("inf")
+    assert number(int, at_least=1)("1") == 1
+    assert number(float, at_least=0)("0") == 0.0
+    assert number(float, at_least=0)("inf") == float("inf")
+    assert number(float, at_least=0, below=1)("0.999") == 0.999
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_and_the_handlers_come_back(number: signal.Signals) -> None:
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_the_handlers_come_back(which: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Stop() as stop:
         assert stop.signal == 0
-        signal.raise_signal(number)
-        assert stop.signal == number
+        signal.raise_signal(which)
+        assert stop.signal == which
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 

@@ -108,9 +108,12 @@ def test_a_restored_stream_goes_on_where_the_other_stood(read: int) -> None:
     assert first.state() == second.state()
 
 
-def test_chunks_do_not_share_memory_with_the_text() -> None:
+@pytest.mark.parametrize("batch", [1, 2])
+def test_chunks_do_not_share_memory_with_the_text(batch: int) -> None:
     ids = np.arange(9)
-    next(TextStream(ids, 2, 2)).inputs[:] = 77
+    chunk = next(TextStream(ids, batch, 2))
+    chunk.inputs[:] = chunk.targets[:] = 77
+    assert chunk.inputs.flags.c_contiguous
     assert ids.tolist() == list(range(9))
 
 

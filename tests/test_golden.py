@@ -35,7 +35,7 @@ def test_equals_the_recorded_answer(group: str, case: Case, dtype: type, backend
     golden = recorded(group)[case.name]
     with ts.use_backend(backend):
         answer = case.run_tinyseq(golden["in"], GOLDEN_SIZES, dtype)
-    assert_same(answer, golden["out"], dtype, case.looser, case.each)
+    assert_same(answer, golden["out"], dtype, case.each)
 
 
 def test_files_hold_the_cases_and_no_others() -> None:

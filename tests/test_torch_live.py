@@ -45,4 +45,4 @@ def test_equals_torch(case: Case, backend: str, data: st.DataObject) -> None:
     for dtype in (np.float64, np.float32):
         with ts.use_backend(backend):
             answer = case.run_tinyseq(arrays, sizes, dtype, case.twice)
-        assert_same(answer, want, dtype, case.looser, case.each)
+        assert_same(answer, want, dtype, case.each)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from tinyseq import nn as nn
 from tinyseq import random as random
 from tinyseq.anomaly import detect_anomaly as detect_anomaly
 from tinyseq.backend import Backend as Backend
@@ -22,6 +23,7 @@ from tinyseq.creation import *  # noqa: F403
 from tinyseq.errors import *  # noqa: F403
 from tinyseq.functions import *  # noqa: F403
 from tinyseq.random import manual_seed as manual_seed
+from tinyseq.scan import scan as scan
 from tinyseq.tape import enable_grad as enable_grad
 from tinyseq.tape import no_grad as no_grad
 from tinyseq.tensor import Parameter as Parameter

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["INDEX", "fill_key", "full_permutation", "operations"]
+__all__ = ["INDEX", "fill_key", "full_key", "full_permutation", "operations"]
 
 Array = Any
 Operation = Callable[..., Array]
@@ -32,6 +32,23 @@ def fill_key(key: tuple[Any, ...], indices: tuple[Array, ...]) -> tuple[Any, ...
         return key
     rest = iter(indices)
     return tuple(next(rest) if entry is INDEX else entry for entry in key)
+
+
+def full_key(key: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """The key with an entry for every axis, and its slices within the axes' bounds: more than that no library promises."""
+    spoken = sum(entry is not None and entry is not Ellipsis for entry in key)
+    rest = (slice(None),) * (len(shape) - spoken)
+    at = [i for i, entry in enumerate(key) if entry is Ellipsis] or [len(key)]
+    sizes = iter(shape)
+    full = []
+    for entry in (*key[: at[0]], *rest, *key[at[0] + 1 :]):
+        if entry is not None:
+            size = next(sizes)
+            if isinstance(entry, slice):
+                chosen = range(*entry.indices(size))
+                entry = slice(chosen.start, chosen.stop if chosen.stop >= 0 else None, chosen.step) if chosen else slice(0, 0)
+        full.append(entry)
+    return tuple(full)
 
 
 def full_permutation(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
@@ -80,8 +97,12 @@ def operations(xp: Any) -> dict[str, Operation]:
         values = [math.erf(float(flat[i])) for i in range(flat.shape[0])]
         return xp.reshape(xp.asarray(values, dtype=x.dtype), x.shape)
 
+    def countable(x: Array) -> Array:
+        """Truth as 0 and 1: the standard adds numbers only."""
+        return xp.astype(x, xp.int64) if x.dtype == xp.bool else x
+
     def sum_(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> Array:
-        return xp.sum(x, axis=axis, keepdims=keepdims)
+        return xp.sum(countable(x), axis=axis, keepdims=keepdims)
 
     def maximum_over(reduce: Operation) -> Operation:
         def operation(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> Array:
@@ -119,15 +140,9 @@ def operations(xp: Any) -> dict[str, Operation]:
 
     def getitem(x: Array, *indices: Array, key: tuple[Any, ...]) -> Array:
         """Slices first, then one look-up of flat positions: the standard indexes with whole tuples of arrays only."""
+        key = full_key(key, x.shape)
         if not indices:
             return x[key]
-        # Where in the key each axis of x is spoken for; an Ellipsis and missing axes are full slices.
-        spoken = [entry for entry in key if entry is not None and entry is not Ellipsis]
-        if Ellipsis in [entry for entry in key if entry is not INDEX]:
-            at = next(i for i, entry in enumerate(key) if entry is Ellipsis)
-            key = (*key[:at], *[slice(None)] * (x.ndim - len(spoken)), *key[at + 1 :])
-        else:
-            key = (*key, *[slice(None)] * (x.ndim - len(spoken)))
         advanced = [i for i, entry in enumerate(key) if entry is INDEX or isinstance(entry, int)]
         together = advanced == list(range(advanced[0], advanced[-1] + 1))
         rest = iter(indices)
@@ -228,7 +243,7 @@ def operations(xp: Any) -> dict[str, Operation]:
         "any": maximum_over(xp.any),
         "argmax": argmax_over(xp.argmax),
         "argmin": argmax_over(xp.argmin),
-        "cumsum": lambda x, *, axis: xp.cumulative_sum(x, axis=axis),
+        "cumsum": lambda x, *, axis: xp.cumulative_sum(countable(x), axis=axis),
         "matmul": xp.matmul,
         "reshape": lambda x, *, shape: xp.reshape(x, shape),
         "permute": permute,

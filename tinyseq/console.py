@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self
 
 from tinyseq.errors import TinyseqError
 
-__all__ = ["Parser", "Progress", "Stop", "UsageError", "at_least"]
+__all__ = ["Parser", "Progress", "Stop", "UsageError", "number"]
 
 
 class UsageError(TinyseqError):
@@ -33,11 +33,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see --help)")
 
 
-def at_least(low: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
-    """The ``type=`` of a flag that takes a number not less than ``low``.
+def number(kind: Callable[[str], float], at_least: float, below: float = math.inf) -> Callable[[str], float]:
+    """The ``type=`` of a flag that takes an ``int`` or a ``float`` between two limits.
 
     >>> parser = Parser()
-    >>> _ = parser.add_argument("--rate", type=at_least(0, float))
+    >>> _ = parser.add_argument("--rate", type=number(float, at_least=0))
     >>> parser.parse_args(["--rate", "0.5"]).rate
     0.5
     >>> parser.parse_args(["--rate", "-1"])
@@ -45,16 +45,18 @@ def at_least(low: float, kind: Callable[[str], float] = int) -> Callable[[str], 
     tinyseq.console.UsageError: argument --rate: -1 is less than 0 (see --help)
     """
 
-    def number(text: str) -> float:
+    def parse(text: str) -> float:
         value = kind(text)
         if math.isnan(value):
             raise ValueError
-        if value < low:
-            raise argparse.ArgumentTypeError(f"{text} is less than {low}")
+        if value < at_least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {at_least}")
+        if value >= below < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not less than {below}")
         return value
 
-    number.__name__ = getattr(kind, "__name__", "number")  # argparse shows it: "invalid int value"
-    return number
+    parse.__name__ = getattr(kind, "__name__", "number")  # argparse shows it: "invalid int value"
+    return parse
 
 
 class Stop:

@@ -185,6 +185,11 @@ def _summed(x: Any, *, axis: tuple[int, ...], keepdims: bool) -> tuple[Shape, DT
     return shape, INT64 if dtype.kind in "bi" else dtype
 
 
+def _running(x: Any, *, axis: int) -> tuple[Shape, DType]:
+    dtype = _dtype(x)
+    return _shape(x), INT64 if dtype.kind in "bi" else dtype
+
+
 def _truth(x: Any, *, axis: tuple[int, ...], keepdims: bool) -> tuple[Shape, DType]:
     return _reduced(x, axis=axis, keepdims=keepdims)[0], BOOL
 
@@ -294,7 +299,8 @@ def _power_exponent_vjp(F: Any, g: Any, x: Any, y: Any, out: Any) -> Any:
 def _matmul_right_vjp(F: Any, g: Any, x: Any, y_shape: Shape) -> Any:
     if len(y_shape) == 2 and len(x.shape) > 2:
         # One product over all rows, not one for each leading index to be summed afterwards.
-        x, g = F.reshape(x, shape=(-1, x.shape[-1])), F.reshape(g, shape=(-1, g.shape[-1]))
+        rows = math.prod(x.shape[:-1])
+        x, g = F.reshape(x, shape=(rows, x.shape[-1])), F.reshape(g, shape=(math.prod(g.shape[:-1]), g.shape[-1]))
     return F.matmul(F.permute(x, axes=(-1, -2)), g)
 
 
@@ -362,7 +368,7 @@ primitive("where", lambda c, x, y: (_broadcast("where", *map(_shape, (c, x, y)))
 primitive("sum", _summed, lambda F, g, x_shape, axis, keepdims: _spread(F, g, x_shape, axis, keepdims))
 primitive("max", _reduced, _extremum_vjp)
 primitive("min", _reduced, _extremum_vjp)
-primitive("cumsum", _same, lambda F, g, axis: F.flip(F.cumsum(F.flip(g, axis=(axis,)), axis=axis), axis=(axis,)))
+primitive("cumsum", _running, lambda F, g, axis: F.flip(F.cumsum(F.flip(g, axis=(axis,)), axis=axis), axis=(axis,)))
 
 # Products
 primitive("matmul", _matmul_shape, lambda F, g, y: F.matmul(g, F.permute(y, axes=(-1, -2))), _matmul_right_vjp)

@@ -192,7 +192,7 @@ def _check_batch(leaves: list[Tensor], kinds: TreeDef, rows: int | None, what: s
 
 
 def _run(step: Step, carry: Tree, x: Tree) -> tuple[Tree, Tree]:
-    result = step(carry, x)
+    result: Any = step(carry, x)
     if not isinstance(result, tuple) or len(result) != 2:
         raise ShapeError(f"scan needs a step that returns the pair (carry, y), got {type(result).__name__}")
     return result

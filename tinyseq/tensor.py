@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tinyseq import mode
+from tinyseq.abstract import Abstract, Tracer
 from tinyseq.array_api import INDEX
 from tinyseq.backend import Backend, backend_of, canonical_dtype, current_backend, get_backend
 from tinyseq.errors import BackendError, DTypeError, GraphError, ShapeError
@@ -68,6 +69,8 @@ def apply(primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any] 
             data, node = x.data, x.node
             if type(data) is not array_type:
                 backend = _backend_for(primitive, inputs)
+                if isinstance(backend, Tracer):
+                    return backend.apply(primitive, inputs, params)
                 array_type = backend.array_type
             arrays.append(data)
             parents.append(node)
@@ -107,6 +110,9 @@ def apply(primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any] 
 
 def _backend_for(primitive: Primitive, inputs: tuple[Any, ...]) -> Backend:
     """The one backend that all the inputs' arrays belong to."""
+    tracers = [x.data.tracer for x in inputs if isinstance(x, Tensor) and isinstance(x.data, Abstract)]
+    if tracers:
+        return max(tracers, key=lambda tracer: tracer.level)
     found = {type(x.data): backend_of(x.data) for x in inputs if isinstance(x, Tensor)}
     if len(found) > 1:
         names = " and ".join(repr(b.name) if b else f"no backend ({kind})" for kind, b in found.items())

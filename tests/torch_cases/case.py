@@ -21,7 +21,6 @@ class Case(ABC):
 
     name: str
     least: Mapping[str, int]
-    looser: float = 1.0  # how many times the dtype's tolerance this case may use; the case says why
     each: bool = False  # whether each element is held to its own magnitude, not to the largest
     twice: bool = True  # whether a second derivative is asked for, in the live comparison
 
@@ -81,7 +80,12 @@ def nonzero(letters: str) -> Draw:
 
 def ties(letters: str) -> Draw:
     """Few different values, zero and one among them: equal maxima, and the kinks of piecewise functions."""
-    return lambda rng, sizes: rng.choice([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0], shape_of(letters, sizes))
+    return among(letters, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+
+
+def among(letters: str, *values: float) -> Draw:
+    """Each one of the values."""
+    return lambda rng, sizes: rng.choice(values, shape_of(letters, sizes))
 
 
 def distinct(letters: str) -> Draw:
@@ -230,7 +234,6 @@ class Expression(Case):
         theirs: Callable[..., Any] | None = None,
         *,
         least: Mapping[str, int] | None = None,
-        looser: float = 1.0,
         each: bool = False,
         twice: bool = True,
         constant: tuple[int, ...] = (),
@@ -240,7 +243,6 @@ class Expression(Case):
         self.ours = ours
         self.theirs = theirs or ours
         self.least = least or {}
-        self.looser = looser
         self.each = each
         self.twice = twice and not each  # a second derivative's tail is a difference of nearly equal numbers
         self.constant = constant

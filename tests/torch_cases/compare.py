@@ -9,13 +9,11 @@ import numpy as np
 RELATIVE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-5}
 
 
-def assert_same(
-    got: dict[str, np.ndarray], want: dict[str, np.ndarray], dtype: Any, looser: float = 1.0, each: bool = False
-) -> None:
+def assert_same(got: dict[str, np.ndarray], want: dict[str, np.ndarray], dtype: Any, each: bool = False) -> None:
     """Every array of `got` equals its namesake in `want`.
 
-    Integers and booleans are equal exactly. Floats differ by at most `looser` times the dtype's tolerance times the
-    largest finite magnitude wanted, plus ten roundings of one, which is what a true zero computed as a difference of
+    Integers and booleans are equal exactly. Floats differ by at most the dtype's tolerance times the largest finite
+    magnitude wanted, plus ten roundings of one, which is what a true zero computed as a difference of
     ordinary numbers may leave; with `each`, every element is held to its own magnitude. Infinities and NaN stand at the
     same places. Where PyTorch answers a float64 question in float32 (a number made of integers), that is the dtype
     wanted.
@@ -30,7 +28,7 @@ def assert_same(
             continue
         wanted = expected.dtype if expected.dtype == np.float32 else np.dtype(dtype)
         assert actual.dtype == wanted, f"{name} is {actual.dtype}, but should be {wanted}"
-        relative = looser * RELATIVE[wanted]
+        relative = RELATIVE[wanted]
         magnitude = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
         absolute = relative * magnitude + 10 * np.finfo(wanted).eps
         tolerance = {"rtol": relative, "atol": 0} if each else {"rtol": 0, "atol": absolute}

@@ -161,7 +161,13 @@ REDUCTIONS = [
         lambda F, x: F.logsumexp(x, axis=-1),
         lambda F, x: F.logsumexp(x, -1),
     ),
-    Expression("logsumexp_large", real("BT", 1e4), lambda F, x: F.logsumexp(x, axis=-1), lambda F, x: F.logsumexp(x, -1)),
+    Expression(
+        "logsumexp_large",
+        real("BT", 1e4),
+        lambda F, x: F.logsumexp(x, axis=-1),
+        lambda F, x: F.logsumexp(x, -1),
+        twice=False,  # all but zero: what is left is rounding
+    ),
     Expression("argmax", distinct("BTI"), lambda F, x: F.argmax(x)),
     Expression("argmax_axis", distinct("BTI"), lambda F, x: F.argmax(x, axis=1)),
     Expression("argmax_ties", ties("BTI"), lambda F, x: x.argmax(axis=-1)),

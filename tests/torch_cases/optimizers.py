@@ -7,22 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from torch_cases.case import Arrays, Case, Sizes, real
+from torch_cases.case import Arrays, Case, Sizes, nonzero, real
 
-STEPS = 5
 RATE = 0.05
+WEIGHTS = (1.0, -0.5, 2.0, 0.5, -1.0)  # of the five steps: gradients grow, shrink and turn round
 
 
-def problem(x: Any, y: Any, w: Any, b: Any) -> Any:
-    """A loss in which both parameters matter and no step is like the one before."""
-    return (((x @ w + b).tanh() - y) ** 2).mean()
+def problem(weight: float, parameters: list[Any], slopes: list[Any]) -> Any:
+    """A loss whose gradients are never near zero: RMSprop and Adam magnify the rounding of a small one."""
+    w, b = ((weight * slope * p + 0.01 * p * p).sum() for p, slope in zip(parameters, slopes, strict=True))
+    return w + b
 
 
 class Trajectory(Case):
     """Parameters after each of five steps, of `torch.optim` and `ts.optim`."""
 
     twice = False
-    looser = 20  # the second moment of a small gradient is divided by: five steps magnify a rounding
 
     def __init__(
         self,
@@ -40,8 +40,8 @@ class Trajectory(Case):
         self.least: Mapping[str, int] = {}
 
     def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
-        shapes = {"x": "BI", "y": "BH", "w": "IH", "b": "H"}
-        return {name: real(letters)(rng, sizes) for name, letters in shapes.items()}
+        draws = {"w": real("IH"), "b": real("H"), "slope_w": nonzero("IH"), "slope_b": nonzero("H")}
+        return {name: draw(rng, sizes) for name, draw in draws.items()}
 
     def _arguments(self, parameters: list[Any]) -> list[Any]:
         if self.groups is None:
@@ -51,26 +51,26 @@ class Trajectory(Case):
     def run_torch(self, arrays: Arrays, sizes: Sizes, twice: bool = False) -> Arrays:
         import torch
 
-        x, y, w, b = (torch.tensor(arrays[name]) for name in "xywb")
-        parameters = [torch.nn.Parameter(w), torch.nn.Parameter(b)]
+        tensors = {name: torch.tensor(array) for name, array in arrays.items()}
         kind, settings = self.theirs
+        parameters = [torch.nn.Parameter(tensors[name]) for name in "wb"]
         optimizer = getattr(torch.optim, kind)(self._arguments(parameters), **settings)
-        return self._walk(lambda: problem(x, y, *parameters), optimizer, parameters)
+        return self._walk(parameters, [tensors["slope_w"], tensors["slope_b"]], optimizer)
 
     def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any, twice: bool = False) -> Arrays:
         import tinyseq as ts
 
-        x, y, w, b = (ts.tensor(arrays[name].astype(dtype)) for name in "xywb")
-        parameters = [ts.nn.Parameter(w), ts.nn.Parameter(b)]
+        tensors = {name: ts.tensor(array.astype(dtype)) for name, array in arrays.items()}
         kind, settings = self.ours
+        parameters = [ts.Parameter(tensors[name]) for name in "wb"]
         optimizer = getattr(ts.optim, kind)(self._arguments(parameters), **settings)
-        return self._walk(lambda: problem(x, y, *parameters), optimizer, parameters)
+        return self._walk(parameters, [tensors["slope_w"], tensors["slope_b"]], optimizer)
 
-    def _walk(self, loss_of: Callable[[], Any], optimizer: Any, parameters: list[Any]) -> Arrays:
+    def _walk(self, parameters: list[Any], slopes: list[Any], optimizer: Any) -> Arrays:
         path: list[list[np.ndarray]] = []
-        for _ in range(STEPS):
+        for weight in WEIGHTS:
             optimizer.zero_grad()
-            loss_of().backward()
+            problem(weight, parameters, slopes).backward()
             optimizer.step()
             path.append([parameter.detach().numpy().copy() for parameter in parameters])
         return {f"path/{name}": np.stack(values) for name, values in zip("wb", zip(*path, strict=True), strict=True)}
@@ -119,7 +119,7 @@ class Rates(Case):
     def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any, twice: bool = False) -> Arrays:
         import tinyseq as ts
 
-        parameters = [ts.nn.Parameter(ts.zeros(1)) for _ in range(2)]
+        parameters = [ts.Parameter(ts.zeros(1)) for _ in range(2)]
         groups = [{"params": [p], "lr": float(rate)} for p, rate in zip(parameters, arrays["rate"], strict=True)]
         optimizer = ts.optim.SGD(groups, lr=1.0)
         rates = self._walk(optimizer, self.ours(ts.optim.lr_scheduler, optimizer))
@@ -152,8 +152,8 @@ class Clipping(Case):
     def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any, twice: bool = False) -> Arrays:
         import tinyseq as ts
 
-        parameters = [ts.nn.Parameter(ts.tensor(arrays[name].astype(dtype))) for name in "wb"]
-        spare = ts.nn.Parameter(ts.zeros(2))
+        parameters = [ts.Parameter(ts.tensor(arrays[name].astype(dtype))) for name in "wb"]
+        spare = ts.Parameter(ts.zeros(2))
         first, second = parameters
         ((first * first).sum() + (second * second).sum()).backward()
         norm = ts.optim.clip_grad_norm([*parameters, spare], self.maximum, **self.settings)

@@ -88,7 +88,7 @@ class TextStream:
         steps = slice(self.position * self._chunk, (self.position + 1) * self._chunk)
         starts = self.position == 0
         self.position += 1
-        return Chunk(np.ascontiguousarray(self._inputs[steps]), np.ascontiguousarray(self._targets[steps]), starts)
+        return Chunk(np.array(self._inputs[steps], order="C"), np.array(self._targets[steps], order="C"), starts)
 
     def state(self) -> dict[str, int]:
         """Where the stream stands, in a form that JSON can hold; see :meth:`restore`."""
@@ -102,7 +102,5 @@ class TextStream:
         """
         epoch, position = state.get("epoch"), state.get("position")
         if not (isinstance(epoch, int) and isinstance(position, int) and epoch >= 0 and 0 <= position <= len(self)):
-            raise DataError(
-                f"{dict(state)} is no place in a stream of {len(self)} chunks; use the text and sizes it had"
-            )
+            raise DataError(f"{dict(state)} is no place in a stream of {len(self)} chunks; use the text and sizes it had")
         self.epoch, self.position = epoch, position

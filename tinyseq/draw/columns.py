@@ -3,47 +3,77 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 
 from tinyseq.mode import Scope
 from tinyseq.tape import Node, Place
 
-__all__ = ["Selection", "Step", "scans", "select"]
+__all__ = ["Selection", "scans", "select"]
 
-
-@dataclass(slots=True)
-class Step:
-    """The operations that step ``t`` of a scan recorded, oldest first."""
-
-    t: int
-    nodes: list[Node] = field(default_factory=list)
+Step = tuple[int, int]  # which scan, and which of its steps in the order in which they ran
 
 
 @dataclass(slots=True)
 class Selection:
-    """What a picture leaves out.
+    """What stands where, and what a picture leaves out.
 
     Attributes:
-        scans: the steps of each scan.
-        folded: how many steps are left out of each scan, just before its last one.
-        gap: for each place that is not drawn, the scan in whose gap it lies, or None if it is far from the output.
+        scans: the t of each step of each scan, in the order in which they ran.
+        column: the step in whose column a place stands, if it stands in one.
+        folded: how many steps are left out of each scan, just before its last.
+        gap: for each place that is not drawn, the scan in whose gap it lies, or None if it is far from the outputs.
     """
 
-    scans: list[list[Step]]
+    scans: list[list[int]]
+    column: dict[Place, Step]
     folded: list[int]
     gap: dict[Place, int | None]
 
 
-def scans(places: Sequence[Place]) -> list[list[Step]]:
-    """The steps of each scan in the order in which they ran; of a scan inside another's step the outer one counts.
+def select(places: Sequence[Place], outputs: Sequence[Place], limit: int) -> Selection:
+    """Choose what to draw of ``places`` (oldest first), so that about ``limit`` boxes are enough.
 
-    A scope says which step it is, but not of which scan: a new scan begins where t no longer goes on in one direction.
+    Each scan loses its middle steps first: all keep the same number of first steps, and the last. If that is not enough,
+    the places with the shortest way to an output stay.
+    """
+    found, column = scans(places)
+    latest = _latest(places, column)
+    owner = _owners(places, column, latest)
+    for output in outputs:
+        owner.pop(output, None)
+    sizes = [[0] * len(times) for times in found]
+    for scan, step in owner.values():
+        sizes[scan][step] += 1
+
+    def cost(first: int) -> int:
+        return len(places) - sum(sum(size[first:-1]) - 1 for size in sizes if len(size) > first + 2)
+
+    first, longest = 1, max(map(len, found), default=0)
+    while first < longest and cost(first + 1) <= limit:
+        first += 1
+    folded = [len(times) - first - 1 if len(times) > first + 2 else 0 for times in found]
+    gap: dict[Place, int | None] = {
+        place: i for place, (i, step) in owner.items() if folded[i] and first <= step < len(found[i]) - 1
+    }
+    if cost(first) > limit:
+        near = _nearest(outputs, gap, limit)
+        gap.update((place, None) for place in places if place not in near)
+    column.update(_returning(places, column, latest, gap))
+    return Selection(found, column, folded, gap)
+
+
+def scans(places: Sequence[Place]) -> tuple[list[list[int]], dict[Place, Step]]:
+    """The t of each step of each scan, and the step that each place was recorded in, if any.
+
+    Of a scan that runs in the step of another only the outer one counts. A scope says which step it is, but not of which
+    scan: a new scan begins where t no longer goes on in one direction.
     """
     outermost: dict[int, Scope | None] = {}  # by identity, for equal scopes may belong to different scans
     steps: dict[int, Step] = {}
-    latest: dict[int, list[Step]] = {}  # by the identity of what the scan ran in
-    found: list[list[Step]] = []
+    current: dict[int, int] = {}  # the scan that goes on, by the identity of the scope that it runs in
+    found: list[list[int]] = []
+    column: dict[Place, Step] = {}
     for place in places:
         if not isinstance(place, Node) or place.scope is None:
             continue
@@ -52,81 +82,53 @@ def scans(places: Sequence[Place]) -> list[list[Step]]:
         scope = outermost[id(place.scope)]
         if scope is None:
             continue
-        step = steps.get(id(scope))
-        if step is None:
-            step = steps[id(scope)] = Step(int(scope.name))
-            scan = latest.get(id(scope.parent))
-            if scan is None or not _goes_on(scan, step.t):
-                scan = latest[id(scope.parent)] = []
-                found.append(scan)
-            scan.append(step)
-        step.nodes.append(place)
-    return found
+        if id(scope) not in steps:
+            t, scan = int(scope.name), current.get(id(scope.parent))
+            if scan is None or not _goes_on(found[scan], t):
+                scan = current[id(scope.parent)] = len(found)
+                found.append([])
+            steps[id(scope)] = scan, len(found[scan])
+            found[scan].append(t)
+        column[place] = steps[id(scope)]
+    return found, column
 
 
 def _outermost_step(scope: Scope) -> Scope | None:
-    step, at = None, scope
+    step: Scope | None = None
+    at: Scope | None = scope
     while at is not None:
         if at.kind == "step" and isinstance(at.name, int):
             step = at
-        at = at.parent  # type: ignore[assignment]
+        at = at.parent
     return step
 
 
-def _goes_on(scan: list[Step], t: int) -> bool:
-    first, last = scan[0].t, scan[-1].t
+def _goes_on(times: list[int], t: int) -> bool:
+    first, last = times[0], times[-1]
     return t > last if last > first else t < last if last < first else t != last
 
 
-def select(places: Sequence[Place], outputs: Sequence[Place], limit: int) -> Selection:
-    """Choose what to draw of ``places`` (oldest first), so that no more than about ``limit`` boxes are needed.
-
-    Each scan loses its middle steps first: all keep the same number of first steps, and the last. If that is not enough,
-    the places with the shortest way to an output stay.
-    """
-    found = scans(places)
-    folded = [0] * len(found)
-    gap: dict[Place, int | None] = {}
-    if len(places) <= limit:
-        return Selection(found, folded, gap)
-
-    owner = _owners(places, found, outputs)
-    sizes = [[0] * len(scan) for scan in found]
-    for scan, step in owner.values():
-        sizes[scan][step] += 1
-
-    def cost(first: int) -> int:
-        spared = (sum(size[first:-1]) - 1 for size in sizes if len(size) > first + 2)
-        return len(places) - sum(spared)
-
-    longest = max(map(len, found), default=0)
-    first = 1
-    while first < longest and cost(first + 1) <= limit:
-        first += 1
-    for i, scan in enumerate(found):
-        if len(scan) > first + 2:
-            folded[i] = len(scan) - first - 1
-    for place, (i, step) in owner.items():
-        if folded[i] and first <= step < len(found[i]) - 1:
-            gap[place] = i
-    if cost(first) > limit:
-        near = _nearest(outputs, gap, limit)
-        gap.update((place, None) for place in places if place not in near)
-    return Selection(found, folded, gap)
+def _latest(places: Sequence[Place], column: Mapping[Place, Step]) -> dict[Place, Step]:
+    """The latest step that each place was computed from, if any."""
+    latest = dict(column)
+    for place in places:
+        if place not in latest:
+            step = max((latest[parent] for parent in place.parents if parent in latest), default=None)
+            if step is not None:
+                latest[place] = step
+    return latest
 
 
 def _owners(
-    places: Sequence[Place], found: list[list[Step]], outputs: Sequence[Place]
-) -> dict[Place, tuple[int, int]]:
-    """The scan and the step that each place goes with, if any.
+    places: Sequence[Place], column: Mapping[Place, Step], latest: Mapping[Place, Step]
+) -> dict[Place, Step]:
+    """The step with which each place is left out or not.
 
-    Besides those of the step these are what only that step uses, such as a slice ``xs[t]``, and what is computed from no
-    later step, such as that step's loss.
+    That is the step it was recorded in; or the only one that uses it, as with a slice ``xs[t]``; or the latest that it was
+    computed from, as with the loss of a step.
     """
-    owner: dict[Place, tuple[int, int]] = {
-        node: (i, j) for i, scan in enumerate(found) for j, step in enumerate(scan) for node in step.nodes
-    }
-    users: dict[Place, tuple[int, int] | None] = {}
+    owner = dict(column)
+    users: dict[Place, Step | None] = {}
     for place in reversed(places):
         user = users.get(place)
         if user is not None:
@@ -135,18 +137,32 @@ def _owners(
         for parent in place.parents:
             if parent is not None:
                 users[parent] = mine if users.get(parent, mine) == mine else None
-    for place in places:
-        if place not in owner:
-            latest = max((owner[parent] for parent in place.parents if parent in owner), default=None)
-            if latest is not None:
-                owner[place] = latest
-    for output in outputs:
-        owner.pop(output, None)
-    return owner
+    return {**latest, **owner}
 
 
-def _nearest(outputs: Sequence[Place], gap: dict[Place, int | None], limit: int) -> set[Place]:
-    """The first ``limit`` places on the way back from the outputs, breadth first; going through a gap costs nothing."""
+def _returning(
+    places: Sequence[Place], column: Mapping[Place, Step], latest: Mapping[Place, Step], gap: Mapping[Place, int | None]
+) -> dict[Place, Step]:
+    """The places outside a scan's steps through which one step leads to another: they stand in the earlier one's column."""
+    found: dict[Place, Step] = {}
+    leads_to: dict[Place, set[int]] = {}
+    for place in reversed(places):
+        step = column.get(place) or latest.get(place)
+        if step is None:
+            continue
+        scan = step[0]
+        if place not in column and gap.get(place) != scan:
+            if scan not in leads_to.get(place, ()):
+                continue
+            found[place] = step
+        for parent in place.parents:
+            if parent is not None:
+                leads_to.setdefault(parent, set()).add(scan)
+    return found
+
+
+def _nearest(outputs: Sequence[Place], gap: Container[Place], limit: int) -> set[Place]:
+    """The first ``limit`` places on the way back from the outputs, breadth first; what lies in a gap counts nothing."""
     near: set[Place] = set()
     queue = deque(outputs)
     while queue and limit:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Arrow", "Box", "Diagram", "Strip"]
+__all__ = ["Arrow", "Box", "BoxKind", "Diagram", "Strip"]
+
+BoxKind = Literal["operation", "output", "parameter", "input", "constant", "gap"]
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
     """A node of the picture: a title in bold, smaller lines under it, and the strip that it stands in, if any."""
 
-    kind: Literal["operation", "output", "parameter", "input", "constant", "gap"]
+    kind: BoxKind
     title: str
     lines: tuple[str, ...] = ()
     strip: int | None = None

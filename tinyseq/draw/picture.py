@@ -1,27 +1,122 @@
-"""The picture that ``draw`` returns: DOT text that becomes SVG, PNG or PDF when asked."""
+"""The picture that ``draw`` returns: DOT text that becomes SVG, PNG or PDF when it is asked for."""
 
 from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
 
 from tinyseq.draw.diagram import Diagram
 from tinyseq.draw.dot import to_dot
 from tinyseq.draw.layout import place
-from tinyseq.draw.render import Layout
+from tinyseq.draw.render import DrawError, Layout, NoGraphviz
+
+__all__ = ["Picture"]
+
+DPI = 144  # twice the size in points: sharp on today's screens
+SUFFIXES = (".svg", ".png", ".pdf", ".dot", ".gv")
 
 
 class Picture:
-    def __init__(self, diagram: Diagram, seconds: float) -> None:
-        self.diagram = diagram
-        self.seconds = seconds
+    """A picture of a computation. Jupyter shows it by itself; :meth:`save` writes it to a file.
+
+    Attributes:
+        dot: the graph in Graphviz's language DOT, each time step a cluster. The same graph gives the same text.
+
+    >>> import tinyseq as ts
+    >>> x = ts.tensor([1.0, 2.0], requires_grad=True)
+    >>> picture = ts.draw((x * x).sum(), names={"x": x})
+    >>> picture
+    <picture of 3 boxes and 2 arrows>
+    """
+
+    def __init__(self, diagram: Diagram, *, seconds: float) -> None:
+        self._diagram = diagram
+        self._seconds = seconds
         self.dot = to_dot(diagram)
 
-    def _drawn(self, *arguments: str) -> bytes:
-        layout = Layout(self.seconds)
-        if self.diagram.strips:
-            return layout.run(to_dot(self.diagram, place(self.diagram, layout)), "-Kneato", "-n2", *arguments)
-        return layout.run(self.dot, *arguments)
-
     def svg(self) -> str:
-        return self._drawn("-Tsvg").decode()
+        """The picture as an SVG document.
+
+        Raises:
+            DrawError: Graphviz is missing, fails, or takes too long.
+        """
+        return self._rendered("svg").decode()
 
     def png(self) -> bytes:
-        return self._drawn("-Tpng", "-Gdpi=144")
+        """The picture as a PNG file's content, 144 pixels an inch or what keeps it under some 16,000 pixels a side.
+
+        Raises:
+            DrawError: Graphviz is missing, fails, or takes too long.
+        """
+        return self._rendered("png")
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the picture to a file, in the format that its name's ending says: .svg, .png, .pdf, .dot or .gv.
+
+        A failure leaves no part of a file, and an earlier file of that name as it was. PDF needs Graphviz's own ``dot``.
+
+        Returns:
+            the path.
+
+        Raises:
+            DrawError: the ending is another, the file cannot be written, or Graphviz fails or takes too long. Where
+                Graphviz is missing, the DOT text is written beside it and the message says how to install it.
+
+        >>> import tempfile, tinyseq as ts
+        >>> x = ts.tensor([1.0, 2.0], requires_grad=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ts.draw(x.tanh()).save(f"{folder}/graph.svg").name
+        'graph.svg'
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise DrawError(f"cannot save a picture as {path.name!r}; end its name in {', '.join(SUFFIXES[:-1])} or .gv")
+        if suffix in (".dot", ".gv"):
+            content = self.dot.encode()
+        else:
+            try:
+                content = self._rendered(suffix[1:])
+            except NoGraphviz as error:
+                text = path.with_name(f"{path.name}.dot")
+                _write(text, self.dot.encode())
+                raise NoGraphviz(f"{error}; the graph itself is in {text}") from None
+        _write(path, content)
+        return path
+
+    def _rendered(self, form: str) -> bytes:
+        layout = Layout(self._seconds)
+        text, how = self.dot, ["-Kdot"]
+        if self._diagram.strips:
+            text, how = to_dot(self._diagram, place(self._diagram, layout)), ["-Kneato", "-n2"]
+        if form == "png":
+            how.append(f"-Gdpi={DPI}")
+        return layout.run(text, *how, f"-T{form}")
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """What Jupyter shows: the SVG, or a sentence that says why there is none."""
+        try:
+            return {"image/svg+xml": self.svg(), "text/plain": repr(self)}
+        except DrawError as error:
+            return {"text/plain": f"{self!r}: {error}"}
+
+    def _repr_svg_(self) -> str:
+        return self.svg()
+
+    def __repr__(self) -> str:
+        return f"<picture of {len(self._diagram.boxes)} boxes and {len(self._diagram.arrows)} arrows>"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put the content at ``path`` whole or not at all."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DrawError(f"cannot write {str(path)!r}: {error.strerror or error}") from error

@@ -7,11 +7,11 @@ import os
 import shutil
 import subprocess
 import time
-from functools import cache
+from collections.abc import Iterator
 
 from tinyseq.errors import TinyseqError
 
-__all__ = ["INSTALL", "DrawError", "Layout", "programs"]
+__all__ = ["DrawError", "Layout", "NoGraphviz"]
 
 INSTALL = "pip install tinyseq[draw]"
 
@@ -20,8 +20,12 @@ class DrawError(TinyseqError, RuntimeError):
     """A picture cannot be laid out or written."""
 
 
+class NoGraphviz(DrawError):
+    """There is no Graphviz to draw with."""
+
+
 class Layout:
-    """A budget of seconds, out of which Graphviz is run."""
+    """A budget of seconds, out of which Graphviz is run: as a program of its own, so that it can be stopped."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -31,25 +35,23 @@ class Layout:
         """What Graphviz makes of DOT text.
 
         Raises:
-            DrawError: there is no Graphviz, it takes longer than the seconds left, or it fails.
+            NoGraphviz: there is no program that does it.
+            DrawError: it fails, or takes longer than the seconds left.
         """
-        found = programs()
-        if not found:
-            raise DrawError(f"to draw pictures tinyseq needs Graphviz: install it with {INSTALL}")
         complaint = ""
-        for program in found:
+        for program in _programs("-Tpdf" in arguments):
             try:
                 done = subprocess.run(
                     [program, *arguments],
                     input=text.encode(),
                     capture_output=True,
-                    timeout=max(self.end - time.monotonic(), 0.01),
+                    timeout=max(self.end - time.monotonic(), 0.001),
                     check=False,
                 )
             except subprocess.TimeoutExpired:
                 raise DrawError(
-                    f"Graphviz did not lay this picture out in {self.seconds:g} s; draw less with a smaller limit=, allow "
-                    "more with seconds=, or save it as .dot"
+                    f"Graphviz has not laid this picture out in {self.seconds:g} seconds; draw less of it with limit=, "
+                    "give it longer with seconds=, or save it as .dot"
                 ) from None
             except OSError as error:
                 complaint = complaint or f"{program}: {error.strerror or error}"
@@ -58,24 +60,25 @@ class Layout:
                 return done.stdout
             said = done.stderr.decode(errors="replace").strip().splitlines()
             complaint = complaint or f"{program}: {said[-1] if said else f'exit status {done.returncode}'}"
-        raise DrawError(f"Graphviz failed ({complaint})")
+        if complaint:
+            raise DrawError(f"Graphviz cannot draw this ({complaint}); save it as .dot to look at what it was given")
+        if "-Tpdf" in arguments:
+            raise DrawError("PDF needs Graphviz's own program dot (https://graphviz.org/download); or save it as .svg")
+        raise NoGraphviz(f"pictures need Graphviz: {INSTALL}")
 
 
-@cache
-def programs() -> tuple[str, ...]:
-    """The programs to try, best first."""
-    dot = shutil.which("dot")
-    return tuple(program for program in (dot, _program_of_the_wheel()) if program)
-
-
-def _program_of_the_wheel() -> str | None:
-    """graphviz-pure stands beside the interpreter of a virtual environment, which need not be on the PATH."""
+def _programs(pdf: bool) -> Iterator[str]:
+    """The programs to try, best first; only ``dot`` writes PDF."""
+    if dot := shutil.which("dot"):
+        yield dot
+    if pdf:
+        return
+    # In a virtual environment it stands beside the interpreter, which need not be on the PATH.
     try:
         files = importlib.metadata.files("graphviz-pure") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
     for file in files:
         path = str(file.locate())
-        if file.name in ("graphviz-pure", "graphviz-pure.exe") and os.access(path, os.X_OK):
-            return path
-    return shutil.which("graphviz-pure")
+        if file.stem == "graphviz-pure" and os.access(path, os.X_OK):
+            yield path

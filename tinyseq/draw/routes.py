@@ -6,6 +6,7 @@ Coordinates are points, y upward, as Graphviz has them.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,9 @@ __all__ = ["Column", "Point", "Rectangle", "Spline", "rounded"]
 Point = tuple[float, float]
 RADIUS = 9.0  # of a rounded corner
 HEAD = 6.0  # the length of an arrow's head
-CLEARANCE = 4.0
-LANE = 2.5  # from the middle of a corridor, so that lines that come and lines that go do not meet
+CLEARANCE, SPACING = 4.0, 5.0  # between a line and a box, between two lines
 CORRIDOR = 8.0  # from the first and the last rank to the corridors above and below them
+ASIDE = (-2.5, 2.5, -7.0, 7.0, 0.0)  # of the middle of a corridor, for one line after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Rectangle:
 
 
 class Column:
-    """A column: its frame, and its boxes in the ranks that Graphviz has set them in."""
+    """A column: its frame, its boxes in the ranks that Graphviz has set them in, and the ways that were found between."""
 
     def __init__(self, frame: Rectangle, boxes: dict[int, Rectangle]) -> None:
         self.frame = frame
@@ -55,57 +56,79 @@ class Column:
         heights = sorted(ranks, reverse=True)
         self.ranks = [ranks[y] for y in heights]
         self.rank_of = {i: heights.index(round(box.y)) for i, box in boxes.items()}
-
-    def moved(self, dx: float, dy: float) -> Column:
-        """The same column elsewhere."""
-        return Column(self.frame.moved(dx, dy), {i: box.moved(dx, dy) for i, box in self.boxes.items()})
+        self._corridors_used: Counter[int] = Counter()
+        self._lanes_used: list[float] = []
 
     def out(self, i: int, side: int, lane: float) -> list[Point]:
-        """From box i to the lane at x = ``lane``, which lies to its right (side 1) or left (side -1)."""
+        """From box i to the lane at x = ``lane``, beside the column on the right (side 1) or left (side -1)."""
         box, rank = self.boxes[i], self.rank_of[i]
         if self._is_last(box, rank, side):
             return [(box.right if side > 0 else box.left, box.y), (lane, box.y)]
-        x, corridor = box.x + side * (box.right - box.left) / 4, self._corridor(rank + 1) - LANE
-        return [(x, box.bottom), (x, corridor), (lane, corridor)]
+        x, y = box.x + side * (box.right - box.left) / 4, self._corridor(rank + 1)
+        return [(x, box.bottom), (x, y), (lane, y)]
 
     def into(self, i: int, side: int, lane: float) -> list[Point]:
-        """From the lane at x = ``lane``, which lies to its right (side 1) or left (side -1), to box i."""
+        """From the lane at x = ``lane``, beside the column on the right (side 1) or left (side -1), to box i."""
         box, rank = self.boxes[i], self.rank_of[i]
         if self._is_last(box, rank, side):
             return [(lane, box.y), (box.right if side > 0 else box.left, box.y)]
-        x, corridor = box.x + side * (box.right - box.left) / 4, self._corridor(rank) + LANE
-        return [(lane, corridor), (x, corridor), (x, box.top)]
+        x, y = box.x + side * (box.right - box.left) / 4, self._corridor(rank)
+        return [(lane, y), (x, y), (x, box.top)]
 
     def down(self, i: int) -> list[Point]:
-        """From box i to below the last rank."""
-        box, floor = self.boxes[i], self._corridor(len(self.ranks))
-        if self._free(box.x, self.ranks[self.rank_of[i] + 1 :]):
-            return [(box.x, box.bottom), (box.x, floor)]
-        lane = self.frame.right - CLEARANCE
-        return [*self.out(i, 1, lane), (lane, floor)]
+        """From box i to the bottom of the frame."""
+        box, rank = self.boxes[i], self.rank_of[i]
+        lane = self._lane(box, self.ranks[rank + 1 :])
+        if lane == box.x:
+            return [(lane, box.bottom), (lane, self.frame.bottom)]
+        x, y = _aside(box, lane), self._corridor(rank + 1)
+        return [(x, box.bottom), (x, y), (lane, y), (lane, self.frame.bottom)]
 
     def up(self, i: int) -> list[Point]:
-        """From above the first rank to box i."""
-        box, ceiling = self.boxes[i], self._corridor(0)
-        if self._free(box.x, self.ranks[: self.rank_of[i]]):
-            return [(box.x, ceiling), (box.x, box.top)]
-        lane = self.frame.left + CLEARANCE
-        return [(lane, ceiling), *self.into(i, -1, lane)]
+        """From the top of the frame to box i."""
+        box, rank = self.boxes[i], self.rank_of[i]
+        lane = self._lane(box, self.ranks[:rank])
+        if lane == box.x:
+            return [(lane, self.frame.top), (lane, box.top)]
+        x, y = _aside(box, lane), self._corridor(rank)
+        return [(lane, self.frame.top), (lane, y), (x, y), (x, box.top)]
 
     def _is_last(self, box: Rectangle, rank: int, side: int) -> bool:
         return all((other.x - box.x) * side <= 0 for other in self.ranks[rank])
 
-    def _free(self, x: float, ranks: Iterable[list[Rectangle]]) -> bool:
-        return all(x < box.left - CLEARANCE or x > box.right + CLEARANCE for rank in ranks for box in rank)
+    def _lane(self, box: Rectangle, ranks: Sequence[list[Rectangle]]) -> float:
+        """The nearest x at which a vertical line meets no box of these ranks and no other such line."""
+        boxes = [other for rank in ranks for other in rank]
+        if self._free(box.x, boxes):
+            lane = box.x
+        else:
+            beside = [x for other in boxes for x in (other.left - CLEARANCE, other.right + CLEARANCE)]
+            tries = (x + step * SPACING for step in range(-9, 10) for x in beside)
+            inside = (x for x in tries if self.frame.left < x < self.frame.right and self._free(x, boxes))
+            lane = min(inside, key=lambda x: abs(x - box.x), default=self.frame.left)
+        self._lanes_used.append(lane)
+        return lane
+
+    def _free(self, x: float, boxes: Iterable[Rectangle]) -> bool:
+        return all(x <= box.left - CLEARANCE or x >= box.right + CLEARANCE for box in boxes) and all(
+            abs(x - other) >= SPACING for other in self._lanes_used
+        )
 
     def _corridor(self, rank: int) -> float:
-        """The height of the corridor above a rank."""
+        """The height at which the next line runs through the corridor above a rank."""
+        self._corridors_used[rank] += 1
+        aside = ASIDE[self._corridors_used[rank] % len(ASIDE)]
         if rank == 0:
-            return max(box.top for box in self.ranks[0]) + CORRIDOR
+            return max(box.top for box in self.ranks[0]) + CORRIDOR + aside
         floor = min(box.bottom for box in self.ranks[rank - 1])
         if rank == len(self.ranks):
-            return floor - CORRIDOR
-        return (floor + max(box.top for box in self.ranks[rank])) / 2
+            return floor - CORRIDOR + aside
+        return (floor + max(box.top for box in self.ranks[rank])) / 2 + aside
+
+
+def _aside(box: Rectangle, lane: float) -> float:
+    """Where a line to or from a lane meets a box: off the middle, which is for the lines that run straight."""
+    return box.x + math.copysign((box.right - box.left) / 4, lane - box.x)
 
 
 @dataclass(frozen=True, slots=True)

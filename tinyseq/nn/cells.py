@@ -50,7 +50,7 @@ def gru(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) ->
         gates = sigmoid(a[..., : 2 * size] + b[..., : 2 * size])
         r, z = gates[..., :size], gates[..., size:]
         n = tanh(a[..., 2 * size :] + r * b[..., 2 * size :])
-        h = n + z * (h - n)
+        h = h + z * (n - h)
         return h, h
 
     return cell
@@ -67,7 +67,7 @@ def gru_reset_before(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tens
         gates = sigmoid(a[..., : 2 * size] + h @ w_gates)
         r, z = gates[..., :size], gates[..., size:]
         n = tanh(a[..., 2 * size :] + (r * h) @ w_new)
-        h = n + z * (h - n)
+        h = h + z * (n - h)
         return h, h
 
     return cell
@@ -127,7 +127,7 @@ class Gated(Module):
         """Weights from U(-1/sqrt(H), 1/sqrt(H)), in PyTorch's order."""
         rows, size = self.gates * self.hidden_size, self.hidden_size
         bound = 1 / math.sqrt(size)
-        shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, size)}
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size), "weight_hh": (rows, size)}
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)} if self.bias else {}
         for name, shape in shapes.items():
             setattr(self, name + suffix, Parameter(random.uniform(shape, -bound, bound, dtype)))

@@ -10,11 +10,11 @@ import numpy as np
 
 from tinyseq import mode
 from tinyseq.backend import Backend, get_backend
-from tinyseq.errors import CheckpointError, GraphError
+from tinyseq.errors import CheckpointError, GraphError, TinyseqError
 from tinyseq.tape import Leaf
 from tinyseq.tensor import Parameter, Tensor, tensor
 
-__all__ = ["Module", "Sequential"]
+__all__ = ["Module"]
 
 M = TypeVar("M", bound="Module")
 
@@ -78,7 +78,7 @@ class Module:
         inside = (*inside, self)
         for name, value in self._members():
             if isinstance(value, Module):
-                if value not in inside:  # a module may know the one that it is part of
+                if not _is_among(value, inside):  # a module may know the one that it is part of
                     yield from value._tensors(f"{prefix}{name}.", inside)
             elif value.is_leaf:
                 yield prefix + name, value
@@ -170,16 +170,18 @@ class Module:
         unexpected = [str(name) for name in state if name not in own]
         given = {id(own[name]) for name in new}
         missing = [name for name, value in own.items() if id(value) not in given]
-        problems = [f"missing are {_listed(missing)}"] * (strict and bool(missing))
-        problems += [f"unexpected are {_listed(unexpected)}"] * (strict and bool(unexpected))
-        problems += [problem for problem, _ in new.values() if problem]
-        values: dict[int, Any] = {}
-        for name, (_, value) in new.items():
-            first = values.setdefault(id(own[name]), value)
-            if first is not value and not problems and not _equal(first, value):
-                problems.append(f"{name!r} is shared and has two different values")
+        problems = []
+        for what, names in (("missing", missing), ("unexpected", unexpected)):
+            if strict and names:
+                problems.append(f"{what} are {_joined([repr(name) for name in names])}")
+        values: dict[int, Tensor] = {}
+        for name, value in new.items():
+            if isinstance(value, str):
+                problems.append(value)
+            elif not _equal(values.setdefault(id(own[name]), value), value):
+                problems.append(f"{name!r} is shared under several names that have different values")
         if problems:
-            raise CheckpointError(f"the state does not fit {type(self).__name__}: {'; '.join(problems)}")
+            raise CheckpointError(f"the state does not fit {type(self).__name__}: {_joined(problems, '; ')}")
         for target in own.values():
             if id(target) in values:
                 target.data = values[id(target)].data
@@ -225,10 +227,12 @@ class Module:
         return self._replace(lambda value: value.detach().astype(dtype) if value.dtype.kind in "fV" else value)
 
     def _replace(self: M, change: Callable[[Tensor], Tensor]) -> M:
-        for _, value in list(_once(self._tensors())):
+        for value, new in [(value, change(value)) for _, value in _once(self._tensors())]:
+            if new.data is value.data:
+                continue
             name, learned = value.name, value.requires_grad
             value.requires_grad = False  # the leaf of the old array goes, with its gradient
-            value.data = change(value).data
+            value.data = new.data
             value.requires_grad = learned
             if name is not None:
                 value.name = name
@@ -237,38 +241,7 @@ class Module:
     # Looking at it
 
     def __repr__(self) -> str:
-        count = sum(value.size for value in self.parameters())
-        head = f"{type(self).__name__}{_settings(self)}: {count:,} parameters"
-        return "\n".join([head, *_lines(self, "  ", (self,))])
-
-
-class Sequential(Module):
-    """Modules, or any functions of one tensor, one after the other.
-
-    >>> import tinyseq as ts
-    >>> model = ts.nn.Sequential(ts.nn.Linear(2, 8), ts.tanh, ts.nn.Linear(8, 1))
-    >>> model(ts.zeros((5, 2))).shape, [name for name, _ in model.named_parameters()]
-    ((5, 1), ['0.weight', '0.bias', '2.weight', '2.bias'])
-    """
-
-    def __init__(self, *functions: Callable[[Any], Any]) -> None:
-        for place, function in enumerate(functions):
-            setattr(self, str(place), function)
-
-    def __call__(self, x: Any) -> Any:
-        """The last function's result."""
-        for function in self:
-            x = function(x)
-        return x
-
-    def __iter__(self) -> Iterator[Callable[[Any], Any]]:
-        return (vars(self)[str(place)] for place in range(len(self)))
-
-    def __len__(self) -> int:
-        return sum(name.isdecimal() for name in vars(self))
-
-    def __getitem__(self, place: int) -> Callable[[Any], Any]:
-        return list(self)[place]
+        return "\n".join([_line(self), *_lines(self, "  ", (self,))])
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
@@ -307,6 +280,10 @@ def _once(named: Iterator[tuple[str, T]]) -> Iterator[tuple[str, T]]:
             yield name, value
 
 
+def _is_among(module: Module, others: tuple[Module, ...]) -> bool:
+    return any(module is other for other in others)  # by identity: a subclass may define ==
+
+
 def _is_learned(value: Tensor) -> bool:
     return isinstance(value, Parameter) or value.requires_grad  # a frozen Parameter still is one
 
@@ -317,40 +294,44 @@ def _name(value: Tensor, name: str) -> None:
         value.node.name = name
 
 
-def _loaded(name: str, target: Tensor, value: Any) -> tuple[str, Tensor]:
-    """What is wrong with a value, if anything, and the value as a tensor of its own on the target's backend."""
-    value = tensor(value).detach()
+def _loaded(name: str, target: Tensor, value: Any) -> Tensor | str:
+    """The value as a tensor of its own on the target's backend; or what is wrong with it."""
+    try:
+        value = tensor(value).detach()
+    except TinyseqError as error:
+        return f"{name!r} is no tensor ({error})"
     if value.shape != target.shape:
-        return f"{name!r} has shape {value.shape} where {target.shape} is needed", value
+        return f"{name!r} has shape {value.shape} where {target.shape} is needed"
     if value.dtype != target.dtype:
-        return f"{name!r} is {value.dtype} where {target.dtype} is needed (cast it, or the module with .astype)", value
-    return "", value.to(target.backend)
+        return f"{name!r} is {value.dtype} where {target.dtype} is needed (cast it, or the module with .astype)"
+    return value.to(target.backend)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return np.array_equal(a.numpy(), b.numpy(), equal_nan=a.dtype.kind == "f")
+    return a is b or np.array_equal(a.numpy(), b.numpy(), equal_nan=a.dtype.kind == "f")
 
 
-def _listed(names: list[str], longest: int = 8) -> str:
-    shown = ", ".join(map(repr, names[:longest]))
-    return shown if len(names) <= longest else f"{shown} and {len(names) - longest} more"
+def _joined(parts: list[str], separator: str = ", ", longest: int = 8) -> str:
+    more = [f"and {len(parts) - longest} more"] if len(parts) > longest else []
+    return separator.join(parts[:longest] + more)
 
 
-def _settings(module: Module) -> str:
-    """A module's numbers and texts, as they were given: ``(p=0.5)``."""
+def _line(module: Module) -> str:
+    """A module's type, its numbers and texts as they were given, and its size: ``Dropout(p=0.5): 0 parameters``."""
     settings = [
         f"{name}={value!r}"
         for name, value in vars(module).items()
         if isinstance(value, bool | int | float | str) and not name.startswith("_") and name != "training"
     ]
-    return f"({', '.join(settings)})" if settings else ""
+    count = sum(parameter.size for parameter in module.parameters())
+    shown = f"({', '.join(settings)})" if settings else ""
+    return f"{type(module).__name__}{shown}: {count:,} parameter{'s' * (count != 1)}"
 
 
 def _lines(module: Module, indent: str, inside: tuple[Module, ...]) -> Iterator[str]:
     for name, value in module._members():
         if not isinstance(value, Module):
             yield f"{indent}{name}: {value.shape} {value.dtype}{'' if _is_learned(value) else ' (buffer)'}"
-        elif value not in inside:
-            count = sum(parameter.size for parameter in value.parameters())
-            yield f"{indent}{name}: {type(value).__name__}{_settings(value)}: {count:,} parameters"
+        elif not _is_among(value, inside):
+            yield f"{indent}{name}: {_line(value)}"
             yield from _lines(value, indent + "  ", (*inside, value))

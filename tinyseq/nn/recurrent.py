@@ -163,7 +163,7 @@ class _Stack(Gated):
             outputs = []
             for suffix in self._directions:
                 cell = self.equations(*self._weights(f"_l{layer}{suffix}"))
-                before = tree_map(lambda part: part[len(final)], start)  # noqa: B023 (called here)
+                before = tree_map(lambda part: part[len(final)], start)
                 after, y = scan(_as_step(cell), before, x, reverse=bool(suffix), lengths=lengths)
                 outputs.append(y)
                 final.append(after)
@@ -294,9 +294,7 @@ class LSTM(_Stack):
         forget_bias: float | None = None,
         dtype: Any = float32,
     ) -> None:
-        super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, forget_bias
-        )
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, forget_bias)
 
     def equations(self, *weights: Any) -> Equations:
         """The step of one layer."""

@@ -103,7 +103,7 @@ def distinct(*shape: int) -> Make:
 
     def make(rng: np.random.Generator, dtype: np.dtype[Any]) -> Array:
         count = math.prod(shape)
-        return (rng.permutation(count).reshape(shape) - count // 2).astype(dtype)
+        return np.asarray(rng.permutation(count).reshape(shape) - count // 2, dtype)
 
     return make
 
@@ -244,7 +244,7 @@ elementwise("isnan", np.isnan)
 case("logical_not", truth(2, 3), reference=np.logical_not, kinds="b")
 case("logical_not", truth(), reference=np.logical_not, kinds="b", note="zero-dimensional")
 case("logical_not", truth(0), reference=np.logical_not, kinds="b", note="empty")
-for _low, _high in ((-1.0, 1.0), (None, 1.0), (-1.0, None)):
+for _low, _high in ((-1, 1), (None, 1), (-1, None)):
     for _note, _shape in SHAPES.items():
         case("clip", broken(*_shape), reference=_clip, low=_low, high=_high, note=f"{_note} {_low} to {_high}", kinds="fi")
     case("clip", values(*ODD), reference=_clip, low=_low, high=_high, note=f"odd values {_low} to {_high}", differentiate=False)
@@ -464,6 +464,8 @@ for _shape, _wanted in (  # a maker stands where an index array does
     ((4, 5), (slice(1, 3),)),
     ((4, 5), (slice(None, None, -2), slice(4, None, -1))),
     ((4, 5), (slice(10, 0, -3), 0)),
+    ((4, 5), (slice(-10, None, -1), slice(-9, 9, 2))),
+    ((0, 5), (slice(None, None, -1),)),
     ((4, 5), (Ellipsis, None, 2)),
     ((4, 5), (None, 1, None, slice(1, 4, 2))),
     ((4, 5), ()),

@@ -1,0 +1,93 @@
+"""The Numba backend: NumPy's arrays, with compiled functions where a pass over memory less pays.
+
+Numba itself is imported when the backend is chosen, not before.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tinyseq.array_api import INDEX
+from tinyseq.errors import BackendError
+from tinyseq_numpy import NumpyBackend
+
+__all__ = ["NumbaBackend"]
+
+Array = np.ndarray[Any, Any]
+
+
+class NumbaBackend(NumpyBackend):
+    """NumPy arrays on the CPU, with functions compiled by Numba. BLAS products stay NumPy's.
+
+    Compiled code is kept on the disk, so that only the first run on a machine waits for the compiler.
+
+    Raises:
+        BackendError: Numba is installed but does not load, as when it is too old for the installed NumPy.
+    """
+
+    name: ClassVar[str] = "numba"
+    install: ClassVar[str] = "pip install 'tinyseq[numba]'"
+
+    def __init__(self) -> None:
+        try:
+            import numba  # noqa: F401
+        except ImportError as error:
+            raise BackendError(f"the backend 'numba' cannot run here: {error}; install it with: {self.install}") from error
+        super().__init__()
+        from tinyseq_numba.elementwise import Elementwise
+        from tinyseq_numba.fused import KERNELS
+
+        self.fused = dict(KERNELS)
+        self._compiled: dict[tuple[Any, ...], Elementwise] = {}
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Says so if Numba is not installed."""
+        return None if importlib.util.find_spec("numba") else "Numba is not installed"
+
+    @property
+    def version(self) -> str:
+        """Numba's version, and NumPy's."""
+        return f"numba {importlib.metadata.version('numba')}, {super().version}"
+
+    def overrides(self) -> dict[str, Callable[..., Any]]:
+        """NumPy's, and an embedding's scatter-add, for which NumPy takes many times as long."""
+        return {**super().overrides(), **_scatter_adds(super().overrides()["scatter_add_into"])}
+
+    def elementwise(self, rule: Callable[..., Callable[..., tuple[Any, ...]]], **flags: Any) -> Callable[..., Any]:
+        """Compiled to one pass over memory that writes in place, for float32 and float64."""
+        from tinyseq_numba.elementwise import Elementwise
+
+        key = (rule, *sorted(flags.items()))
+        if key not in self._compiled:
+            self._compiled[key] = Elementwise(rule, flags, super().elementwise(rule, **flags))
+        return self._compiled[key]
+
+
+def _scatter_adds(general: Callable[..., Array]) -> dict[str, Callable[..., Array]]:
+    """``scatter_add`` and ``scatter_add_into`` with a compiled path for whole rows; ``general`` does all others."""
+    from tinyseq_numba.kernels import add_rows, plain
+
+    def scatter_add_into(total: Array, values: Array, *indices: Array, key: tuple[Any, ...]) -> Array:
+        if key != (INDEX,) or total.dtype != values.dtype or total.dtype.kind != "f" or not total.flags.carray:
+            return general(total, values, *indices, key=key)
+        (index,) = indices
+        if total.dtype.itemsize < 4 or index.dtype != np.int64 or values.shape != index.shape + total.shape[1:]:
+            return general(total, values, *indices, key=key)
+        if values.size:
+            rows, count = total.shape[0], index.size
+            outside = add_rows(total.reshape(rows, -1), plain(index).reshape(-1), plain(values).reshape(count, -1))
+            if outside >= 0:
+                at = index.reshape(-1)[outside]
+                raise IndexError(f"index {at} is out of bounds for axis 0 with size {rows}")
+        return total
+
+    def scatter_add(values: Array, *indices: Array, key: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
+        return scatter_add_into(np.zeros(shape, values.dtype), values, *indices, key=key)
+
+    return {"scatter_add": scatter_add, "scatter_add_into": scatter_add_into}

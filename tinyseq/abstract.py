@@ -1,0 +1,44 @@
+"""A value without numbers: what a Tensor holds while a function is traced."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tinyseq.backend import Backend
+
+if TYPE_CHECKING:
+    from tinyseq.primitives import Primitive
+    from tinyseq.tensor import Tensor
+
+__all__ = ["Abstract", "Tracer"]
+
+
+class Abstract:
+    """What is known before there are numbers: a shape, a dtype, and who traces."""
+
+    __slots__ = ("dtype", "shape", "tracer")
+
+    def __init__(self, tracer: Tracer, shape: tuple[int, ...], dtype: Any) -> None:
+        self.tracer = tracer
+        self.shape = shape
+        self.dtype = dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+
+class Tracer(Backend):
+    """The backend of traced Tensors: it records what is done and computes nothing.
+
+    Attributes:
+        level: a trace within a trace has the higher level, and takes the other's values as given.
+    """
+
+    array_type = Abstract
+    level: int
+
+    def apply(self, primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
+        """Record an operation, at least one of whose inputs is traced."""
+        raise NotImplementedError

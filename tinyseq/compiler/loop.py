@@ -1,0 +1,570 @@
+"""A scan's body as three programs: what can run before the loop, what must run at every step, what can wait until after.
+
+An equation belongs to the *step* if it is reachable from the incoming carry and reaches the outgoing one. What does not
+depend on the carry goes *before*, for all T at once (``x @ W`` is one product with T * B rows); what no later step needs
+goes *after* (an output layer, and in the backward pass every gradient of a weight). Products and reductions move;
+elementwise work moves into the loop wherever that saves a pass over memory.
+
+The same is done to the gradient, which is a loop of its own: its carry is the carry's cotangent, time runs the other
+way, and what it needs of the forward pass is either kept or, where that is cheap, computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tinyseq import mode
+from tinyseq.array_api import INDEX
+from tinyseq.compiler.passes import dead_code, merge_products, simplify
+from tinyseq.compiler.trace import Trace, Traced, graph_of
+from tinyseq.graph import Equation, Graph, Names, Operand, Var
+from tinyseq.tape import walk
+from tinyseq.tensor import Tensor, as_tensor, recorded
+
+__all__ = ["ARITHMETIC", "ELEMENTWISE", "Body", "Opened", "Plan", "Program", "Step", "Total", "differentiate", "lifted", "open_body", "program"]
+
+FlatStep = Callable[..., tuple[Sequence[Any], Sequence[Any]]]
+
+# Operations on corresponding elements, and those that only say where an element is found.
+ARITHMETIC = frozenset(
+    "neg abs sign floor round relu clip cast copy add sub mul where maximum minimum eq ne lt le gt ge "
+    "logical_and logical_or logical_xor logical_not isfinite isnan".split()
+)
+ELEMENTWISE = ARITHMETIC | frozenset("exp expm1 log log1p sqrt tanh sigmoid erf sin cos div power remainder floor_divide".split())
+VIEWS = frozenset("reshape permute broadcast_to getitem".split())
+FUSABLE = ELEMENTWISE | {"concatenate"}
+CHEAP = FUSABLE | VIEWS
+
+
+@dataclass(frozen=True)
+class Body:
+    """The body of a scan and its gradient, in one graph.
+
+    Attributes:
+        joint: inputs are carry, x, the cotangents of the new carry and of y; outputs are the new carry, y, and the
+            gradients of carry, x and what was closed over.
+        carries, xs, ys: how many of each there are.
+        closed: the Tensors that were closed over.
+    """
+
+    joint: Graph
+    carries: int
+    xs: int
+    ys: int
+    closed: tuple[Tensor, ...]
+
+    @property
+    def carry(self) -> tuple[Var, ...]:
+        return self.joint.inputs[: self.carries]
+
+    @property
+    def x(self) -> tuple[Var, ...]:
+        return self.joint.inputs[self.carries : self.carries + self.xs]
+
+    @property
+    def cotangents(self) -> tuple[Var, ...]:
+        return self.joint.inputs[self.carries + self.xs :]
+
+    @property
+    def new_carry(self) -> tuple[Operand, ...]:
+        return self.joint.outputs[: self.carries]
+
+    @property
+    def y(self) -> tuple[Operand, ...]:
+        return self.joint.outputs[self.carries : self.carries + self.ys]
+
+    @property
+    def gradients(self) -> tuple[Operand, ...]:
+        return self.joint.outputs[self.carries + self.ys :]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A traced body, not yet differentiated.
+
+    Attributes:
+        tracer: who traced.
+        arguments, outputs: the traced carry and x; the traced new carry and y.
+        traced: the graph, and what was closed over.
+    """
+
+    tracer: Trace
+    arguments: list[Tensor]
+    outputs: list[Tensor]
+    traced: Traced
+
+
+def open_body(step: FlatStep, carry: Sequence[Any], xs: Sequence[Any]) -> Opened:
+    """Trace a flat ``step(*carry, *x) -> (new carry, y)``.
+
+    Args:
+        step: the body, on flat sequences of Tensors.
+        carry: shape and dtype of each part of the carry.
+        xs: shape and dtype of each part of one step's input.
+    """
+    tracer = Trace()
+    arguments = [tracer.new(x.shape, x.dtype) for x in (*carry, *xs)]
+    with mode.changed(recording=True):
+        after, ys = step(*arguments)
+        outputs = [tracer.inside(as_tensor(y)) for y in (*after, *ys)]
+    return Opened(tracer, arguments, outputs, graph_of(tracer, arguments, outputs))
+
+
+def differentiate(opened: Opened, carries: int, wanted: Sequence[bool]) -> Body:
+    """A traced body and its gradient, in one graph.
+
+    Args:
+        opened: what ``open_body`` returned.
+        carries: how many parts the carry has.
+        wanted: for carry, x and what was closed over: whether its gradient is asked for.
+    """
+    tracer, arguments, outputs = opened.tracer, opened.arguments, opened.outputs
+    closed_before = [inner for _, inner in tracer.closed.values()]
+    with mode.changed(recording=True):
+        cotangents = [tracer.new(y.shape, y.dtype) for y in outputs]
+        starts = [
+            (y.node, g) for y, g in zip(outputs, cotangents, strict=True) if y.dtype.kind == "f" and y.node is not None
+        ]
+        places = [x.node for x in (*arguments, *closed_before) if x.node is not None]
+        asked = {place for i, (place, w) in enumerate(zip(places, wanted, strict=True)) if w or i < carries}
+        found = walk(recorded, starts, asked, retain=True)
+        gradients = [found.get(place) if w or i < carries else None for i, (place, w) in enumerate(zip(places, wanted, strict=True))]
+        for i in range(carries):  # the loop carries it on, so it must be a value
+            if gradients[i] is None:
+                x = arguments[i]
+                gradients[i] = tracer.inside(Tensor(tracer.full(x.shape, 0, x.dtype)))
+    traced = graph_of(tracer, [*arguments, *cotangents], [*outputs, *gradients])
+    return Body(simplify(traced.graph), carries, len(arguments) - carries, len(outputs) - carries, traced.closed)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a backend compiles: the equations of one step.
+
+    Attributes:
+        graph: inputs are the carry, then this step's slices of the stacks; ``closed`` are the values that stay the same;
+            outputs are the new carry, then what is written to the output stacks.
+        carries: how many parts the carry has.
+        histories: which parts of the carry are kept for every step.
+    """
+
+    graph: Graph
+    carries: int
+    histories: tuple[int, ...]
+
+    @property
+    def carry(self) -> tuple[Var, ...]:
+        return self.graph.inputs[: self.carries]
+
+    @property
+    def slices(self) -> tuple[Var, ...]:
+        return self.graph.inputs[self.carries :]
+
+    @property
+    def new_carry(self) -> tuple[Operand, ...]:
+        return self.graph.outputs[: self.carries]
+
+    @property
+    def written(self) -> tuple[Operand, ...]:
+        return self.graph.outputs[self.carries :]
+
+
+@dataclass(frozen=True)
+class Total:
+    """A value summed over all steps: the gradient of what was closed over.
+
+    Attributes:
+        var: the value at one step.
+        kind: "stack": sum the stack; "product": ``x.T @ y`` over all rows of all steps at once; "scatter": one scatter of
+            all steps; "fixed": the same at every step.
+        inputs: the operands of the product or the scatter.
+        params: the metadata of the scatter.
+    """
+
+    var: Var
+    kind: str
+    inputs: tuple[Var, ...] = ()
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One direction of a scan.
+
+    Attributes:
+        fixed: equations that depend on neither time nor carry; they run once.
+        before: equations that run once for all steps, on stacks.
+        step: the loop.
+        after: equations that run once for all steps, on stacks.
+        totals: what is summed over time in the end.
+        stacked: which values have a leading time axis in ``before`` and ``after``.
+    """
+
+    fixed: tuple[Equation, ...]
+    before: tuple[Equation, ...]
+    step: Step
+    after: tuple[Equation, ...]
+    totals: tuple[Total, ...]
+    stacked: frozenset[Var]
+
+    def __str__(self) -> str:
+        return self.text(Names())
+
+    def text(self, names: Names) -> str:
+        """The four parts, with names that they share."""
+
+        def part(title: str, equations: Iterable[Equation]) -> list[str]:
+            return [f"{title}:", *([f"  {names.line(e)}" for e in equations] or ["  (nothing)"])]
+
+        step = self.step.graph.text(names).removeprefix("graph ")
+        lines = [*part("once", self.fixed), *part("before", self.before), f"step {step}", *part("after", self.after)]
+        for total in self.totals:
+            inputs = ", ".join(names[v] for v in total.inputs or (total.var,))
+            lines.append(f"sum over time: {names[total.var]} ({total.kind} of {inputs})")
+        return "\n".join(lines)
+
+
+def _reachable(equations: Iterable[Equation], sources: Iterable[Var]) -> set[Var]:
+    """The values that depend on a source, the sources included."""
+    found = set(sources)
+    for e in equations:
+        if any(v in found for v in e.vars):
+            found.add(e.output)
+    return found
+
+
+def _reaching(equations: Sequence[Equation], targets: Iterable[Operand]) -> set[Var]:
+    """The values that a target depends on, the targets included."""
+    found = {v for v in targets if isinstance(v, Var)}
+    for e in reversed(equations):
+        if e.output in found:
+            found.update(e.vars)
+    return found
+
+
+def _plan(
+    equations: Sequence[Equation],
+    carry: Sequence[Var],
+    new_carry: Sequence[Operand],
+    stacks: Iterable[Var],
+    closed: Iterable[Var],
+    outputs: Iterable[Var],
+    sums: Iterable[Var] = (),
+) -> Plan:
+    """Split straight-line equations by time.
+
+    Args:
+        equations: the program of one step.
+        carry, new_carry: what comes in from the step before and what goes out to the next.
+        stacks: values that differ from step to step and are given for all steps.
+        closed: values that stay the same.
+        outputs: values that are asked for at every step.
+        sums: values whose sum over all steps is asked for.
+    """
+    totals = _totals(equations, sums, _reachable(equations, (*carry, *stacks)))
+    asked = {*outputs, *(v for total in totals for v in total.inputs or (total.var,))}
+    needed = _reaching(equations, (*new_carry, *asked))
+    equations = [e for e in equations if e.output in needed]
+    timed = _reachable(equations, (*carry, *stacks))
+    from_carry = _reachable(equations, carry)
+    to_carry = _reaching(equations, new_carry)
+    consumers: dict[Var, list[Equation]] = {}
+    for e in equations:
+        for v in e.vars:
+            consumers.setdefault(v, []).append(e)
+
+    fixed = [e for e in equations if e.output not in timed]
+    inside = {e.output for e in equations if e.output in from_carry and e.output in to_carry}
+    # What cannot run for all steps at once stays in the loop, and so does what it needs that depends on the carry.
+    for e in equations:
+        if e.output in timed and e.output not in inside and not can_lift(e):
+            inside.add(e.output)
+    for e in reversed(equations):
+        if e.output in from_carry and any(c.output in inside for c in consumers.get(e.output, ())):
+            inside.add(e.output)
+    # Elementwise work that only the loop uses is fused into it, rather than written to memory and read again.
+    for e in reversed(equations):
+        users = consumers.get(e.output, ())
+        if (
+            e.output in timed
+            and e.output not in inside
+            and e.output not in from_carry
+            and e.primitive.name in CHEAP
+            and e.output not in asked
+            and users
+            and all(c.output in inside for c in users)
+        ):
+            inside.add(e.output)
+    # And elementwise work on what the loop has at hand is done there and then; so are the views that it looks through.
+    made = {e.output: e for e in equations}
+
+    def at_hand(v: Var) -> bool:
+        if v in inside or v not in from_carry or v in carry:
+            return True
+        return v in made and made[v].primitive.name in VIEWS and all(map(at_hand, made[v].vars))
+
+    def take(v: Var) -> None:
+        if v in made and v in from_carry and v not in inside:
+            inside.add(v)
+            for w in made[v].vars:
+                take(w)
+
+    for e in equations:
+        if e.output in from_carry and e.primitive.name in FUSABLE and all(map(at_hand, e.vars)):
+            take(e.output)
+
+    before = [e for e in equations if e.output in timed and e.output not in inside and e.output not in from_carry]
+    loop = [e for e in equations if e.output in inside]
+    # A view that is asked for afterwards is taken afterwards, of what it views: it costs nothing there.
+    later = {e.output for e in equations if e.output in timed and e.output not in inside and e.output in from_carry}
+    for e in reversed(equations):
+        used_later = e.output in asked or any(c.output in later for c in consumers.get(e.output, ()))
+        if e.output in inside and e.primitive.name in VIEWS and used_later:
+            later.add(e.output)
+    after = [e for e in equations if e.output in later]
+
+    wanted_later = (asked | {v for e in after for v in e.vars}) - later
+    histories = tuple(
+        i
+        for i, (old, new) in enumerate(zip(carry, new_carry, strict=True))
+        if old in wanted_later or (isinstance(new, Var) and new in wanted_later and new in inside)
+    )
+    kept = {new_carry[i] for i in histories}
+    written = [e.output for e in loop if e.output in wanted_later and e.output not in kept]
+    used = {v for e in loop for v in e.vars} | {v for v in (*new_carry, *written) if isinstance(v, Var)}
+    outer = [*stacks, *(e.output for e in before)]
+    slices = tuple(v for v in outer if v in used)
+    same = tuple(v for v in (*closed, *(e.output for e in fixed)) if v in used)
+    graph = Graph((*carry, *slices), tuple(loop), (*new_carry, *written), same)
+    merged = dead_code(merge_products(graph))
+    # Weights that were joined are joined once, not at every step.
+    moved, rest = _hoist(merged)
+    graph = Graph(merged.inputs, rest, merged.outputs, (*merged.closed, *(e.output for e in moved)))
+    graph = Graph(graph.inputs, graph.equations, graph.outputs, _only_used(graph))
+    return Plan(
+        (*fixed, *moved),
+        tuple(before),
+        Step(graph.check(), len(carry), histories),
+        tuple(after),
+        totals,
+        frozenset(timed),
+    )
+
+
+def _totals(equations: Sequence[Equation], sums: Iterable[Var], timed: set[Var]) -> tuple[Total, ...]:
+    """How each sum over time is best taken."""
+    made = {e.output: e for e in equations}
+    totals: list[Total] = []
+    for var in sums:
+        e = made.get(var)
+        if var not in timed:
+            totals.append(Total(var, "fixed"))
+            continue
+        if e is not None and e.primitive.name == "matmul":
+            left, right = e.inputs
+            turned = made.get(left) if isinstance(left, Var) else None
+            if turned is not None and turned.primitive.name == "permute" and turned.params["axes"] == (-1, -2):
+                rows = turned.inputs[0]
+                if rows in timed and right in timed and len(rows.shape) == len(right.shape) == 2:  # type: ignore[union-attr]
+                    totals.append(Total(var, "product", (rows, right)))  # type: ignore[arg-type]
+                    continue
+        if e is not None and e.primitive.name == "scatter_add" and len(e.inputs) > 1 and all(v in timed for v in e.inputs):
+            if all(entry is INDEX for entry in e.params["key"]):
+                totals.append(Total(var, "scatter", tuple(e.vars), e.params))
+                continue
+        totals.append(Total(var, "stack"))
+    return tuple(totals)
+
+
+def _hoist(graph: Graph) -> tuple[list[Equation], tuple[Equation, ...]]:
+    """The equations that depend only on closed values, and the others."""
+    known = set(graph.closed)
+    moved, rest = [], []
+    for e in graph.equations:
+        if all(v in known for v in e.vars):
+            known.add(e.output)
+            moved.append(e)
+        else:
+            rest.append(e)
+    return moved, tuple(rest)
+
+
+def _only_used(graph: Graph) -> tuple[Var, ...]:
+    used = {v for e in graph.equations for v in e.vars} | {v for v in graph.outputs if isinstance(v, Var)}
+    return tuple(v for v in graph.closed if v in used)
+
+
+def kept_of(body: Body, backward: Sequence[Equation], forward: Sequence[Equation]) -> tuple[list[Var], list[Equation]]:
+    """What the backward pass needs of the forward one: the values to keep, and the equations to run again.
+
+    Arithmetic is run again, and so is any elementwise work whose inputs are at hand anyway; the results of products,
+    reductions and costly functions are kept.
+    """
+    made = {e.output: e for e in forward}
+    carried = {v for v in body.new_carry if isinstance(v, Var)}
+    at_hand: set[Var] = {*body.carry, *body.x, *body.joint.closed, *carried}
+    timed = _reachable(forward, (*body.carry, *body.x))  # the rest runs once, so it may as well run again
+    kept: list[Var] = []
+    again: set[Var] = set()
+
+    def need(v: Var) -> None:
+        if v in at_hand or v in again:
+            return
+        e = made[v]
+        name = e.primitive.name
+        cheap = v not in timed or name in ARITHMETIC or name in VIEWS or name == "concatenate"
+        if cheap or (name in ELEMENTWISE and all(w in at_hand for w in e.vars)):
+            again.add(v)
+            for w in e.vars:
+                need(w)
+        else:
+            at_hand.add(v)
+            kept.append(v)
+
+    # Oldest first, so that what costly functions gave is kept before what follows from it is looked at.
+    asked = {v for e in backward for v in e.vars if v in made}
+    for e in forward:
+        if e.output in asked:
+            need(e.output)
+    return kept, [e for e in forward if e.output in again]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A scan's body, ready to run both ways.
+
+    Attributes:
+        forward, backward: the plans.
+        kept: the values of the forward pass that the backward pass reads, other than carry and x.
+    """
+
+    body: Body
+    forward: Plan
+    backward: Plan
+    kept: tuple[Var, ...]
+
+    def __str__(self) -> str:
+        names = Names()
+        return f"FORWARD\n{self.forward.text(names)}\n\nBACKWARD\n{self.backward.text(names)}"
+
+
+def program(body: Body) -> Program:
+    """Both plans of a body, with what the backward pass needs kept."""
+    equations = body.joint.equations
+    from_cotangents = _reachable(equations, body.cotangents)
+    forward = [e for e in equations if e.output not in from_cotangents]
+    backward = [e for e in equations if e.output in from_cotangents]
+    kept, again = kept_of(body, backward, forward)
+    timed = _reachable(forward, (*body.carry, *body.x))
+    read = {v for e in (*backward, *again) for v in e.vars}
+    histories = [v for v in (*body.carry, *body.new_carry) if isinstance(v, Var) and v in read]
+    outputs = [v for v in (*body.y, *kept, *histories) if isinstance(v, Var)]
+    repeated = {e.output for e in again}
+    given = [e.output for e in forward if e.output not in repeated]
+    inputs, weights = body.gradients[body.carries : body.carries + body.xs], body.gradients[body.carries + body.xs :]
+    return Program(
+        body,
+        _plan(forward, body.carry, body.new_carry, body.x, body.joint.closed, outputs),
+        _plan(
+            [*again, *backward],
+            body.cotangents[: body.carries],
+            body.gradients[: body.carries],
+            [*body.carry, *body.x, *body.cotangents[body.carries :], *(v for v in given if v in timed)],
+            body.joint.closed,
+            [v for v in inputs if isinstance(v, Var)],
+            [v for v in weights if isinstance(v, Var)],
+        ),
+        tuple(kept),
+    )
+
+
+# --- running an equation for all steps at once ------------------------------------------------------------------------
+
+BY_AXIS = frozenset("sum max min all any argmax argmin argsort cumsum flip permute concatenate pad".split())
+
+
+def can_lift(e: Equation) -> bool:
+    """Whether ``lifted`` can run the equation."""
+    name = e.primitive.name
+    if name in ELEMENTWISE or name in BY_AXIS or name in ("reshape", "broadcast_to"):
+        return True
+    if name == "matmul":
+        return True
+    if name in ("getitem", "scatter_add"):
+        key = e.params["key"]
+        if len(e.inputs) == 1:
+            return True
+        # Index arrays first and nothing between them, so that the time axis can stand in front of all.
+        return all(entry is INDEX for entry in key)
+    return False
+
+
+def lifted(ops: Any, e: Equation, operands: Sequence[Any], times: Sequence[bool], steps: int) -> Any:
+    """Run an equation for all steps at once.
+
+    Args:
+        ops: a backend's operations.
+        e: the equation, for one step.
+        operands: its inputs; those with a time axis have it in front.
+        times: which of them have.
+        steps: T.
+    """
+    name, params = e.primitive.name, e.params
+    run = getattr(ops, name)
+    if name in ELEMENTWISE or name in ("broadcast_to", "matmul"):
+        rank = len(e.output.shape)
+        aligned = [
+            _aligned(ops, x, v, rank, steps) if timed else x
+            for x, v, timed in zip(operands, e.inputs, times, strict=True)
+        ]
+        if name == "broadcast_to":
+            return run(aligned[0], shape=(steps, *_sizes(e, aligned[0])))
+        if name == "matmul" and times == (True, False) and len(aligned[0].shape) == 3 and len(aligned[1].shape) == 2:
+            t, rows, inner = aligned[0].shape
+            product = run(ops.reshape(aligned[0], shape=(t * rows, inner)), aligned[1])
+            return ops.reshape(product, shape=(t, rows, product.shape[-1]))
+        return run(*aligned, **params)
+    if name == "reshape":
+        return run(operands[0], shape=(steps, *params["shape"]))
+    if name == "concatenate":
+        shaped = [
+            x if timed else ops.broadcast_to(x, shape=(steps, *x.shape)) for x, timed in zip(operands, times, strict=True)
+        ]
+        return run(*shaped, **params)
+    if name in ("getitem", "scatter_add"):
+        return _lifted_index(ops, e, operands, times, steps)
+    return run(*operands, **params)
+
+
+def _sizes(e: Equation, x: Any) -> tuple[int, ...]:
+    return e.params["shape"]  # type: ignore[no-any-return]
+
+
+def _aligned(ops: Any, x: Any, v: Operand, rank: int, steps: int) -> Any:
+    """A stack with ones between the time axis and a step's own axes, so that it broadcasts as one step would."""
+    assert isinstance(v, Var)
+    missing = rank - len(v.shape)
+    return x if missing <= 0 else ops.reshape(x, shape=(steps, *(1,) * missing, *x.shape[1:]))
+
+
+def _lifted_index(ops: Any, e: Equation, operands: Sequence[Any], times: Sequence[bool], steps: int) -> Any:
+    key, name = e.params["key"], e.primitive.name
+    x, indices = operands[0], list(operands[1:])
+    run = getattr(ops, name)
+    shape = {"shape": (steps, *e.params["shape"])} if name == "scatter_add" else {}
+    if not indices:
+        return run(x, key=key if key and key[0] is Ellipsis else (slice(None), *key), **shape)
+    if name == "getitem" and not times[0]:
+        return run(x, *indices, key=key)  # a table: the indices bring the time axis
+    if name == "scatter_add" and not times[0]:
+        x = ops.broadcast_to(x, shape=(steps, *x.shape))
+    # Every step has its own array: one more index says which.
+    rank = max(len(v.shape) for v in e.inputs[1:] if isinstance(v, Var))
+    indices = [
+        _aligned(ops, i, v, rank, steps) if timed else i
+        for i, v, timed in zip(indices, e.inputs[1:], times[1:], strict=True)
+    ]
+    which = ops.reshape(ops.arange(steps), shape=(steps, *(1,) * rank))
+    return run(x, which, *indices, key=(INDEX, *key), **shape)

@@ -1,0 +1,115 @@
+"""Running a planned scan: what is fixed, what comes before the loop, the loop itself on the backend, what comes after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from tinyseq.backend import Backend
+from tinyseq.compiler.loop import Plan, Program, Total, lifted
+from tinyseq.graph import Equation, Operand, Var
+
+__all__ = ["Runner"]
+
+Array = Any
+Env = dict[Var, Array]
+Loop = Callable[..., tuple[list[Array], list[Array], list[Array]]]
+
+
+class Runner:
+    """A program on a backend: its two loops compiled, the rest run operation by operation."""
+
+    def __init__(self, program: Program, backend: Backend) -> None:
+        self.program = program
+        self.backend = backend
+        self._forward = backend.compile_loop(program.forward.step)
+        self._backward: Loop | None = None  # compiled when first asked for: who only infers does not wait for it
+        plan = program.backward
+        equations = (*plan.fixed, *plan.before, *plan.after)
+        self._read = {v for e in equations for v in e.vars} | {*plan.step.slices, *plan.step.graph.closed}
+        self._read.update(v for total in plan.totals for v in (total.var, *total.inputs))
+
+    def forward(
+        self, carry: Sequence[Array], xs: Sequence[Array], closed: Sequence[Array], steps: int, reverse: bool
+    ) -> tuple[list[Array], list[Array], Env]:
+        """The last carry, the stacked outputs, and what the backward pass will read."""
+        body, plan = self.program.body, self.program.forward
+        env: Env = dict(zip((*body.x, *body.joint.closed), (*xs, *closed), strict=True))
+        last = _run(self.backend.ops, plan, self._forward, env, body.carry, carry, steps, reverse)
+        ys = [self._stack(y, env, plan, steps) for y in body.y]
+        return last, ys, {v: a for v, a in env.items() if v in self._read}
+
+    def _stack(self, y: Operand, env: Env, plan: Plan, steps: int) -> Array:
+        """An output at every step; one that is the same at every step is spread over time."""
+        assert isinstance(y, Var)
+        return env[y] if y in plan.stacked else self.backend.ops.broadcast_to(env[y], shape=(steps, *y.shape))
+
+    def backward(
+        self, env: Env, last: Sequence[Array], ys: Sequence[Array], steps: int, reverse: bool
+    ) -> list[Array | None]:
+        """From the cotangents of the last carry and of the outputs to those of carry, xs and what was closed over."""
+        if self._backward is None:
+            self._backward = self.backend.compile_loop(self.program.backward.step)
+        body, plan, ops = self.program.body, self.program.backward, self.backend.ops
+        env = {**env, **dict(zip(body.cotangents[body.carries :], ys, strict=True))}
+        first = _run(ops, plan, self._backward, env, body.cotangents[: body.carries], last, steps, not reverse)
+        totals = {total.var: _total(ops, total, plan, env, steps) for total in plan.totals}
+        of_xs = body.gradients[body.carries : body.carries + body.xs]
+        of_closed = body.gradients[body.carries + body.xs :]
+        return [
+            *first,
+            *(self._stack(v, env, plan, steps) if isinstance(v, Var) else None for v in of_xs),
+            *(totals[v] if isinstance(v, Var) else None for v in of_closed),
+        ]
+
+
+def _run(
+    ops: Any,
+    plan: Plan,
+    loop: Loop,
+    env: Env,
+    carry: Sequence[Var],
+    start: Sequence[Array],
+    steps: int,
+    reverse: bool,
+) -> list[Array]:
+    """Run a plan; ``env`` gains what stands outside the loop and what the loop writes. Returns the last carry."""
+    step = plan.step
+    for e in plan.fixed:
+        env[e.output] = getattr(ops, e.primitive.name)(*(_value(env, x) for x in e.inputs), **e.params)
+    _lift(ops, plan.before, plan, env, steps)
+    stacks, closed = [env[v] for v in step.slices], [env[v] for v in step.graph.closed]
+    last, histories, written = loop(start, stacks, closed, steps, reverse)
+    for i, history in zip(step.histories, histories, strict=True):
+        # The states before each step and those after it are one stack, a step apart.
+        into, out = (history[1:], history[:-1]) if reverse else (history[:-1], history[1:])
+        env[carry[i]] = into
+        new = step.new_carry[i]
+        if isinstance(new, Var):
+            env.setdefault(new, out)
+    env.update({v: a for v, a in zip(step.written, written, strict=True) if isinstance(v, Var)})
+    _lift(ops, plan.after, plan, env, steps)
+    return last
+
+
+def _value(env: Env, x: Operand) -> Any:
+    return env[x] if isinstance(x, Var) else x
+
+
+def _lift(ops: Any, equations: Iterable[Equation], plan: Plan, env: Env, steps: int) -> None:
+    for e in equations:
+        times = tuple(isinstance(x, Var) and x in plan.stacked for x in e.inputs)
+        env[e.output] = lifted(ops, e, [_value(env, x) for x in e.inputs], times, steps)
+
+
+def _total(ops: Any, total: Total, plan: Plan, env: Env, steps: int) -> Array:
+    """A value summed over all steps."""
+    if total.kind == "product":
+        x, y = (ops.reshape(a, shape=(math.prod(a.shape[:-1]), a.shape[-1])) for a in map(env.__getitem__, total.inputs))
+        return ops.matmul(ops.permute(x, axes=(-1, -2)), y)
+    if total.kind == "scatter":
+        return ops.scatter_add(*(env[v] for v in total.inputs), **total.params)
+    if total.kind == "fixed":
+        return ops.mul(env[total.var], steps)
+    return ops.sum(env[total.var], axis=(-len(total.var.shape) - 1,), keepdims=False)
