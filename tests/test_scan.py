@@ -351,7 +351,7 @@ def same(carry: Any, x: Any) -> Any:
             ts.DTypeError,
             r"carry.1 to keep .* int64 \(\) into float32 \(\)",
         ),
-        ((lambda c, x: ([c], x), ZEROS, XS), {}, ts.ShapeError, r"carry of one structure, but step 0 changed it"),
+        ((lambda c, x: ([c], x), ZEROS, XS), {}, ts.ShapeError, "carry to keep its structure, but step 0 changed it"),
         ((lambda c, x: c, ZEROS, XS), {}, ts.ShapeError, r"returns the pair \(carry, y\), got Tensor"),
         (
             (lambda c, x: (c + 1, x if c.sum().item() == 0 else x[:1]), ZEROS, XS),
@@ -363,7 +363,7 @@ def same(carry: Any, x: Any) -> Any:
             (lambda c, x: (c + 1, x if c.sum().item() == 0 else None), ZEROS, XS),
             {},
             ts.ShapeError,
-            "outputs of one structure, but step 1 changed it",
+            "y to keep its structure, but step 1 changed it",
         ),
         ((same, ZEROS, XS), {"unroll": False}, ts.BackendError, "use unroll=True"),
     ],

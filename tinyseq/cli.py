@@ -139,7 +139,7 @@ def _function(target: str) -> Callable[[], Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise _UsageError(f"the module {module_name!r} has no function {name!r}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _checkout(part: str) -> Path:

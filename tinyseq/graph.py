@@ -22,7 +22,7 @@ import numpy as np
 from tinyseq.errors import GraphError
 from tinyseq.primitives import Primitive
 
-__all__ = ["Equation", "Graph", "Names", "Operand", "Var"]
+__all__ = ["Equation", "Graph", "Names", "Operand", "Var", "constant_key"]
 
 Shape = tuple[int, ...]
 
@@ -112,6 +112,20 @@ class Graph:
                 raise GraphError(f"the output {output!r} is never assigned")
         return self
 
+    def key(self) -> Any:
+        """A value that is equal for graphs that do the same on inputs of the same shapes and dtypes."""
+        numbers = {v: i for i, v in enumerate((*self.inputs, *self.closed))}
+
+        def operand(x: Operand) -> Any:
+            return numbers[x] if isinstance(x, Var) else constant_key(x)
+
+        lines = []
+        for e in self.equations:
+            lines.append((e.primitive.name, *map(operand, e.inputs), constant_key(e.params)))
+            numbers[e.output] = len(numbers)
+        types = tuple((v.shape, v.dtype) for v in (*self.inputs, *self.closed))
+        return len(self.inputs), types, tuple(lines), tuple(map(operand, self.outputs))
+
     def uses(self) -> dict[Var, int]:
         """How often each value is used, as an input of an equation or as an output."""
         counts: dict[Var, int] = {}
@@ -151,6 +165,17 @@ class Names(dict[Var, str]):
         """An equation as a line of text."""
         operands = [*map(self.operand, e.inputs), *(f"{key}={value!r}" for key, value in e.params.items())]
         return f"{self[e.output]}: {_type(e.output)} = {e.primitive.name}({', '.join(operands)})"
+
+
+def constant_key(value: Any) -> Any:
+    """Metadata or a number as a value that can be compared and hashed (slices cannot, before Python 3.12)."""
+    if isinstance(value, dict):
+        return tuple((name, constant_key(value[name])) for name in sorted(value))
+    if isinstance(value, tuple):
+        return tuple(map(constant_key, value))
+    if isinstance(value, slice):
+        return ("slice", value.start, value.stop, value.step)
+    return (type(value).__name__, value)  # 1, 1.0 and True are different constants
 
 
 def _type(var: Var) -> str:

@@ -91,12 +91,13 @@ def scan(
         with mode.scope("step", t):
             begin = leaves if flags is None else _select_all(flags[t], start, leaves)
             after, y = _run(step, kinds.unflatten(begin), x_kinds.unflatten([x[t] for x in x_leaves]))
-            new = _same_carry(start, kinds, after, t)
+            new, kind = _tensors(after)
+            _check_same("carry", start, kinds, new, kind, t)
             leaves = new if valid is None else _select_all(valid[t], new, leaves)
         outputs, kind = _tensors(y)
         if y_kinds is None:
             y_kinds = kind
-        _same_outputs(ys[0] if ys else outputs, y_kinds, outputs, kind, t)
+        _check_same("y", ys[0] if ys else outputs, y_kinds, outputs, kind, t)
         ys.append(outputs)
     assert y_kinds is not None  # there is at least one step
     if reverse:
@@ -198,27 +199,15 @@ def _run(step: Step, carry: Tree, x: Tree) -> tuple[Tree, Tree]:
     return result
 
 
-def _same_carry(start: list[Tensor], kinds: TreeDef, carry: Tree, t: int) -> list[Tensor]:
-    leaves, structure = _tensors(carry)
+def _check_same(what: str, first: list[Tensor], kinds: TreeDef, now: list[Tensor], structure: TreeDef, t: int) -> None:
+    """Raise if the carry or the output of step ``t`` is not of the structure, shapes and dtypes that it had at first."""
     if difference := kinds.mismatch(structure):
-        raise ShapeError(f"scan needs a carry of one structure, but step {t} changed it: {difference}")
-    for path, old, new in zip(kinds.paths(), start, leaves, strict=True):
-        _same_kind("carry", path, old, new, t)
-    return leaves
-
-
-def _same_outputs(first: list[Tensor], kinds: TreeDef, outputs: list[Tensor], structure: TreeDef, t: int) -> None:
-    if difference := kinds.mismatch(structure):
-        raise ShapeError(f"scan needs outputs of one structure, but step {t} changed it: {difference}")
-    for path, old, new in zip(kinds.paths(), first, outputs, strict=True):
-        _same_kind("y", path, old, new, t)
-
-
-def _same_kind(what: str, path: str, old: Tensor, new: Tensor, t: int) -> None:
-    if old.data.shape != new.data.shape or old.data.dtype != new.data.dtype:
-        error = DTypeError if old.shape == new.shape else ShapeError
-        name = f"{what}.{path}" if path else what
-        raise error(
-            f"scan needs {name} to keep its shape and dtype, but step {t} turned {old.dtype} {old.shape} "
-            f"into {new.dtype} {new.shape}; cast or reshape one of them"
-        )
+        raise ShapeError(f"scan needs {what} to keep its structure, but step {t} changed it: {difference}")
+    for place, (old, new) in enumerate(zip(first, now, strict=True)):
+        if old.data.shape != new.data.shape or old.data.dtype != new.data.dtype:
+            error = DTypeError if old.shape == new.shape else ShapeError
+            path = kinds.paths()[place]
+            raise error(
+                f"scan needs {what}{path and '.'}{path} to keep its shape and dtype, but step {t} turned "
+                f"{old.dtype} {old.shape} into {new.dtype} {new.shape}; cast or reshape one of them"
+            )

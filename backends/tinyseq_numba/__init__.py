@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
+from tinyseq_numpy import NumpyBackend
 
 from tinyseq.array_api import INDEX
 from tinyseq.errors import BackendError
-from tinyseq_numpy import NumpyBackend
 
 __all__ = ["NumbaBackend"]
 

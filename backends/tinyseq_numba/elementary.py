@@ -1,7 +1,11 @@
 """Elementary functions as compiled loops want them: free of calls, so that LLVM turns a loop over them into vector code.
 
 Numba's own ``math.exp`` calls the scalar C library, which no loop is vectorised around. Here a function is plain Python
-with an overload for compiled float32; float64 stays the library's.
+with an overload for compiled float32; float64 stays the library's. A product and a sum may be rounded once (``contract``),
+nothing else about floating point is relaxed.
+
+Numba recompiles a cached kernel when the kernel's own file changes, not when this one does: after an edit here, touch
+``kernels.py``.
 """
 
 from __future__ import annotations
@@ -21,14 +25,16 @@ sqrt = math.sqrt
 maximum = np.maximum  # NaN if either is
 
 
-@intrinsic
-def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+def _bitcast(typing_context: Any, bits: Any) -> Any:
     """The float32 whose bits are those of an int32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+_float_of_bits: Any = intrinsic(_bitcast)
 
 
 def exp(x: float) -> float:
@@ -49,10 +55,8 @@ P5, P4, P3, P2, P1, P0 = map(
 
 @overload(exp, jit_options={"fastmath": {"contract"}})
 def _exp(x: Any) -> Callable[[Any], Any] | None:
-    if x == types.float64:
-        return lambda x: math.exp(x)
-    if x != types.float32:
-        return None
+    def exp64(x: Any) -> Any:
+        return math.exp(x)
 
     def exp32(x: Any) -> Any:
         # Written as x > LOWEST and not as x <= LOWEST: NaN takes a harmless number and comes back at the end.
@@ -70,4 +74,4 @@ def _exp(x: Any) -> Callable[[Any], Any] | None:
         y = y if x < HIGHEST else INFINITY
         return y if x == x else x
 
-    return exp32
+    return {types.float32: exp32, types.float64: exp64}.get(x)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from tinyseq_numba import elementary
 from tinyseq_numba.generated import compile_source, unique_name
-from tinyseq_numba.kernels import OPTIONS, plain
+from tinyseq_numba.jit import compiled
+from tinyseq_numba.kernels import plain
 
 __all__ = ["Elementwise"]
 
@@ -34,7 +34,7 @@ class Elementwise:
         self.loops: dict[tuple[tuple[bool, ...], int], Any] = {}
 
     def __call__(self, *arguments: Any, in_place: Sequence[bool]) -> tuple[Any, ...]:
-        kinds = tuple([type(a) is np.ndarray for a in arguments])  # noqa: C409 (twice as quick as a generator)
+        kinds = tuple([type(a) is np.ndarray for a in arguments])
         first = arguments[kinds.index(True)]
         dtype, shape = first.dtype, first.shape
         if dtype not in DTYPES:
@@ -59,7 +59,7 @@ class Elementwise:
         name = unique_name("loop", self.function.__module__, self.function.__qualname__, *what)
         # Machine code finds a function by its name, and all variants of a rule have the same one.
         self.function.__name__ = self.function.__qualname__ = f"{self.function.__name__}_{name}"
-        function = njit(**{**OPTIONS, "cache": False})(self.function)
+        function = compiled(cache=False)(self.function)
         return compile_source(name, loop_source(name, kinds, outputs), {"function": function})
 
 

@@ -57,9 +57,7 @@ class SoftmaxCrossEntropy:
         losses, tops, totals = (np.empty(targets.shape, logits.dtype) for _ in range(3))
         outside = kernels.softmax_cross_entropy_forward(plain(logits), plain(targets), losses, tops, totals)
         if outside >= 0:
-            raise IndexError(
-                f"index {targets[outside]} is out of bounds for axis 1 with size {logits.shape[1]}"
-            )
+            raise IndexError(f"index {targets[outside]} is out of bounds for axis 1 with size {logits.shape[1]}")
         return losses, (tops, totals)
 
     def backward(
@@ -77,9 +75,7 @@ class LayerNorm:
     def accepts(self, x: Array, weight: Array | None, bias: Array | None, *, eps: float) -> bool:
         return _takes(x) and all(p is None or (p.dtype == x.dtype and p.shape == x.shape[-1:]) for p in (weight, bias))
 
-    def forward(
-        self, x: Array, weight: Array | None, bias: Array | None, *, eps: float
-    ) -> tuple[Array, tuple[Array, ...]]:
+    def forward(self, x: Array, weight: Array | None, bias: Array | None, *, eps: float) -> tuple[Array, tuple[Array, ...]]:
         size = x.shape[-1:]
         weight = np.ones(size, x.dtype) if weight is None else plain(weight)
         bias = np.zeros(size, x.dtype) if bias is None else plain(bias)
@@ -89,9 +85,16 @@ class LayerNorm:
         return y, (means, scales)
 
     def backward(
-        self, cotangent: Array, arrays: tuple[Array, ...], output: Array, residuals: tuple[Array, ...], *, eps: float
+        self,
+        cotangent: Array,
+        arrays: tuple[Array | None, ...],
+        output: Array,
+        residuals: tuple[Array, ...],
+        *,
+        eps: float,
     ) -> tuple[Array | None, ...]:
         x, weight, bias = arrays
+        assert x is not None
         scale = np.ones(x.shape[-1:], x.dtype) if weight is None else plain(weight)
         dx = np.empty(x.shape, x.dtype)
         dweight, dbias = np.zeros(x.shape[-1:]), np.zeros(x.shape[-1:])

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from numba import njit
 
-from tinyseq_numba.kernels import OPTIONS
+from tinyseq_numba.jit import compiled
 
 __all__ = ["compile_source", "unique_name"]
 
@@ -46,7 +45,7 @@ def compile_source(name: str, source: str, namespace: dict[str, Any]) -> Any:
     # Numba looks for a cached function's module among those that can be imported, so the function says it is of this one.
     scope = {**namespace, "__name__": __name__}
     exec(compile(source, str(path) if kept else f"<{path.name}>", "exec"), scope)
-    return njit(**{**OPTIONS, "cache": kept})(scope[name])
+    return compiled(cache=kept)(scope[name])
 
 
 def _folder() -> Path:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from tinyseq_numba.elementary import exp, sqrt
+from tinyseq_numba.jit import compiled
 
 __all__ = [
-    "OPTIONS",
     "add_rows",
     "layer_norm_backward",
     "layer_norm_forward",
@@ -28,16 +27,13 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 
-# Without NumPy's rules a division is checked, which no loop is vectorised around.
-OPTIONS = {"error_model": "numpy", "nogil": True, "cache": True}
-
 
 def plain(x: Array) -> Array:
     """The array if it is in C order, aligned and writable, as kernels are compiled for; else a copy that is."""
     return x if x.flags.carray else x.copy()
 
 
-@njit(**OPTIONS)
+@compiled
 def add_rows(total: Array, index: Array, rows: Array) -> int:
     """``total[index[n]] += rows[n]`` for each n; where an index is out of bounds, its n, and nothing is added. Else -1."""
     size = total.shape[0]
@@ -51,12 +47,12 @@ def add_rows(total: Array, index: Array, rows: Array) -> int:
     return -1
 
 
-@njit(**OPTIONS)
+@compiled
 def _larger(x: Any, y: Any) -> Any:
     return x if x > y else y
 
 
-@njit(**OPTIONS)
+@compiled
 def _largest(row: Array) -> Any:
     """The largest element, NaN left aside: a row with NaN in it turns to NaN in the sum that follows."""
     a = b = c = d = row.dtype.type(-np.inf)  # four at a time: one comparison need not wait for the one before
@@ -69,7 +65,7 @@ def _largest(row: Array) -> Any:
     return _larger(_larger(a, b), _larger(c, d))
 
 
-@njit(fastmath={"reassoc"}, **OPTIONS)
+@compiled(fastmath={"reassoc"})
 def _sum(row: Array) -> Any:
     total = row.dtype.type(0)
     for j in range(row.size):
@@ -77,7 +73,7 @@ def _sum(row: Array) -> Any:
     return total
 
 
-@njit(fastmath={"reassoc"}, **OPTIONS)
+@compiled(fastmath={"reassoc"})
 def _dot(x: Array, y: Array) -> Any:
     total = x.dtype.type(0)
     for j in range(x.size):
@@ -85,7 +81,7 @@ def _dot(x: Array, y: Array) -> Any:
     return total
 
 
-@njit(**OPTIONS)
+@compiled
 def softmax_forward(x: Array, y: Array) -> None:
     """``y = exp(x - max x) / sum(...)`` by rows."""
     for n in range(x.shape[0]):
@@ -97,7 +93,7 @@ def softmax_forward(x: Array, y: Array) -> None:
             y[n, j] /= total
 
 
-@njit(**OPTIONS)
+@compiled
 def softmax_backward(g: Array, y: Array, dx: Array) -> None:
     """``dx = y (g - g . y)`` by rows."""
     for n in range(y.shape[0]):
@@ -106,7 +102,7 @@ def softmax_backward(g: Array, y: Array, dx: Array) -> None:
             dx[n, j] = y[n, j] * (g[n, j] - shift)
 
 
-@njit(**OPTIONS)
+@compiled
 def softmax_cross_entropy_forward(x: Array, targets: Array, losses: Array, tops: Array, totals: Array) -> int:
     """``log(sum(exp(x))) - x[target]`` by rows, with what the backward keeps; the first n with a bad target, or -1."""
     classes = x.shape[1]
@@ -126,7 +122,7 @@ def softmax_cross_entropy_forward(x: Array, targets: Array, losses: Array, tops:
     return -1
 
 
-@njit(**OPTIONS)
+@compiled
 def softmax_cross_entropy_backward(g: Array, x: Array, targets: Array, tops: Array, totals: Array, dx: Array) -> None:
     """``dx = g (softmax(x) - onehot(target))`` by rows; a row of -inf has no softmax and takes 0 for it."""
     for n in range(targets.size):
@@ -138,10 +134,8 @@ def softmax_cross_entropy_backward(g: Array, x: Array, targets: Array, tops: Arr
         dx[n, targets[n]] -= g[n]
 
 
-@njit(**OPTIONS)
-def layer_norm_forward(
-    x: Array, weight: Array, bias: Array, eps: Any, y: Array, means: Array, scales: Array
-) -> None:
+@compiled
+def layer_norm_forward(x: Array, weight: Array, bias: Array, eps: Any, y: Array, means: Array, scales: Array) -> None:
     """``y = (x - mean) scale weight + bias`` by rows, with ``scale = 1 / sqrt(var + eps)``."""
     one, size = x.dtype.type(1), x.dtype.type(x.shape[1])
     for n in range(x.shape[0]):
@@ -154,7 +148,7 @@ def layer_norm_forward(
         means[n], scales[n] = mean, scale
 
 
-@njit(**OPTIONS)
+@compiled
 def layer_norm_backward(
     g: Array, x: Array, weight: Array, means: Array, scales: Array, dx: Array, dweight: Array, dbias: Array
 ) -> None:

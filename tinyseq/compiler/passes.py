@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tinyseq.graph import Equation, Graph, Operand, Var
+from tinyseq.graph import Equation, Graph, Operand, Var, constant_key
 from tinyseq.primitives import TABLE, Primitive
 
 __all__ = [
@@ -69,24 +69,13 @@ def dead_code(graph: Graph) -> Graph:
     return Graph(graph.inputs, tuple(reversed(kept)), graph.outputs, graph.closed)
 
 
-def key_of(params: Any) -> Any:
-    """Metadata as a value that can be compared and hashed (slices cannot, before Python 3.12)."""
-    if isinstance(params, dict):
-        return tuple((name, key_of(value)) for name, value in sorted(params.items()))
-    if isinstance(params, tuple):
-        return tuple(map(key_of, params))
-    if isinstance(params, slice):
-        return ("slice", params.start, params.stop, params.step)
-    return (type(params).__name__, params)  # 1, 1.0 and True are different constants
-
-
 def common_subexpressions(graph: Graph) -> Graph:
     """The same operation on the same inputs happens once."""
     seen: dict[Any, Var] = {}
 
     def rule(e: Equation, emit: Emit) -> Operand | None:
-        operands = tuple(x if isinstance(x, Var) else key_of(x) for x in e.inputs)
-        key = (e.primitive.name, operands, key_of(e.params))
+        operands = tuple(x if isinstance(x, Var) else constant_key(x) for x in e.inputs)
+        key = (e.primitive.name, operands, constant_key(e.params))
         if key in seen:
             return seen[key]
         seen[key] = e.output

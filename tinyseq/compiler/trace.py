@@ -149,8 +149,7 @@ def graph_of(tracer: Trace, arguments: Sequence[Tensor], outputs: Sequence[Tenso
             continue
         assert isinstance(place, Node), f"{place!r} is of another trace"
         operands: list[Operand] = [
-            literal if parent is None else places[parent]
-            for parent, literal in zip(place.parents, place.inputs or (), strict=True)
+            (place.inputs or ())[i] if parent is None else places[parent] for i, parent in enumerate(place.parents)
         ]
         places[place] = Var(place.shape, place.dtype)
         equations.append(Equation(place.primitive, tuple(operands), place.params, places[place]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tinyseq.draw.diagram import Arrow, Box, Diagram
@@ -45,7 +45,7 @@ class Placement:
     """Where the boxes, strips and arrows of a diagram stand, each by its number."""
 
     boxes: Mapping[int, Rectangle]
-    strips: Sequence[Rectangle]
+    strips: Mapping[int, Rectangle]
     arrows: Mapping[int, Spline]
 
 

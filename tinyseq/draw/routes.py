@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["Column", "Point", "Rectangle", "Spline", "rounded"]
@@ -56,8 +56,8 @@ class Column:
         heights = sorted(ranks, reverse=True)
         self.ranks = [ranks[y] for y in heights]
         self.rank_of = {i: heights.index(round(box.y)) for i, box in boxes.items()}
-        self._corridors_used: Counter[int] = Counter()
-        self._lanes_used: list[float] = []
+        self._corridors: Counter[int] = Counter()  # how many lines run above each rank
+        self._lanes: list[tuple[float, float, float]] = []  # vertical lines: where, from where to where
 
     def out(self, i: int, side: int, lane: float) -> list[Point]:
         """From box i to the lane at x = ``lane``, beside the column on the right (side 1) or left (side -1)."""
@@ -78,8 +78,8 @@ class Column:
     def down(self, i: int) -> list[Point]:
         """From box i to the bottom of the frame."""
         box, rank = self.boxes[i], self.rank_of[i]
-        lane = self._lane(box, self.ranks[rank + 1 :])
-        if lane == box.x:
+        lane = self._lane(box, self.ranks[rank + 1 :], self.frame.bottom)
+        if abs(lane - box.x) < (box.right - box.left) / 2 - CLEARANCE:
             return [(lane, box.bottom), (lane, self.frame.bottom)]
         x, y = _aside(box, lane), self._corridor(rank + 1)
         return [(x, box.bottom), (x, y), (lane, y), (lane, self.frame.bottom)]
@@ -87,8 +87,8 @@ class Column:
     def up(self, i: int) -> list[Point]:
         """From the top of the frame to box i."""
         box, rank = self.boxes[i], self.rank_of[i]
-        lane = self._lane(box, self.ranks[:rank])
-        if lane == box.x:
+        lane = self._lane(box, self.ranks[:rank], self.frame.top)
+        if abs(lane - box.x) < (box.right - box.left) / 2 - CLEARANCE:
             return [(lane, self.frame.top), (lane, box.top)]
         x, y = _aside(box, lane), self._corridor(rank)
         return [(lane, self.frame.top), (lane, y), (x, y), (x, box.top)]
@@ -96,28 +96,29 @@ class Column:
     def _is_last(self, box: Rectangle, rank: int, side: int) -> bool:
         return all((other.x - box.x) * side <= 0 for other in self.ranks[rank])
 
-    def _lane(self, box: Rectangle, ranks: Sequence[list[Rectangle]]) -> float:
-        """The nearest x at which a vertical line meets no box of these ranks and no other such line."""
-        boxes = [other for rank in ranks for other in rank]
-        if self._free(box.x, boxes):
-            lane = box.x
-        else:
-            beside = [x for other in boxes for x in (other.left - CLEARANCE, other.right + CLEARANCE)]
-            tries = (x + step * SPACING for step in range(-9, 10) for x in beside)
-            inside = (x for x in tries if self.frame.left < x < self.frame.right and self._free(x, boxes))
-            lane = min(inside, key=lambda x: abs(x - box.x), default=self.frame.left)
-        self._lanes_used.append(lane)
-        return lane
+    def _lane(self, box: Rectangle, ranks: Sequence[list[Rectangle]], edge: float) -> float:
+        """The x nearest to a box at which a line to the frame's edge meets no box of these ranks and no other line."""
+        low, high = sorted((box.y, edge))
+        passed = [other for rank in ranks for other in rank]
+        lines = [x for x, bottom, top in self._lanes if bottom < high and top > low]
+        beside = [x for other in passed for x in (other.left - CLEARANCE, other.right + CLEARANCE)]
+        tries = [box.x, *(x + step * SPACING for x in (box.x, *beside) for step in range(-8, 9))]
 
-    def _free(self, x: float, boxes: Iterable[Rectangle]) -> bool:
-        return all(x <= box.left - CLEARANCE or x >= box.right + CLEARANCE for box in boxes) and all(
-            abs(x - other) >= SPACING for other in self._lanes_used
-        )
+        def is_free(x: float) -> bool:
+            return (
+                self.frame.left <= x <= self.frame.right
+                and all(x <= other.left - CLEARANCE or x >= other.right + CLEARANCE for other in passed)
+                and all(abs(x - line) >= SPACING for line in lines)
+            )
+
+        lane = min(filter(is_free, tries), key=lambda x: abs(x - box.x), default=self.frame.left)
+        self._lanes.append((lane, low, high))
+        return lane
 
     def _corridor(self, rank: int) -> float:
         """The height at which the next line runs through the corridor above a rank."""
-        self._corridors_used[rank] += 1
-        aside = ASIDE[self._corridors_used[rank] % len(ASIDE)]
+        aside = ASIDE[self._corridors[rank] % len(ASIDE)]
+        self._corridors[rank] += 1
         if rank == 0:
             return max(box.top for box in self.ranks[0]) + CORRIDOR + aside
         floor = min(box.bottom for box in self.ranks[rank - 1])

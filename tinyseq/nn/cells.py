@@ -50,7 +50,7 @@ def gru(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) ->
         gates = sigmoid(a[..., : 2 * size] + b[..., : 2 * size])
         r, z = gates[..., :size], gates[..., size:]
         n = tanh(a[..., 2 * size :] + r * b[..., 2 * size :])
-        h = h + z * (n - h)
+        h = n + z * (h - n)
         return h, h
 
     return cell
@@ -67,7 +67,7 @@ def gru_reset_before(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tens
         gates = sigmoid(a[..., : 2 * size] + h @ w_gates)
         r, z = gates[..., :size], gates[..., size:]
         n = tanh(a[..., 2 * size :] + (r * h) @ w_new)
-        h = h + z * (n - h)
+        h = n + z * (h - n)
         return h, h
 
     return cell

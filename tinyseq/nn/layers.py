@@ -85,7 +85,7 @@ class Embedding(Module):
         self.weight = Parameter(random.randn((num_embeddings, embedding_dim), dtype))
         if padding_idx is not None:
             with no_grad():
-                self.weight[padding_idx] = 0.0
+                self.weight[padding_idx, :] = 0.0
 
     def __call__(self, ids: Operand) -> Tensor:
         """(...) integers to (..., E).

@@ -9,19 +9,17 @@ from tinyseq.errors import NonFiniteError
 from tinyseq.functions import stack
 from tinyseq.optim.optimizer import named_parameters
 from tinyseq.tape import no_grad
-from tinyseq.tensor import Parameter, Tensor, as_tensor, result_dtype
+from tinyseq.tensor import Tensor, as_tensor, result_dtype
 
 __all__ = ["clip_grad_norm", "clip_grad_value"]
 
 
-def _with_gradient(params: Any) -> list[Parameter]:
+def _with_gradient(params: Any) -> list[Tensor]:
     listed = [params] if isinstance(params, Tensor) else list(params)
     return [p for _, p in named_parameters(listed) if p.grad is not None] if listed else []
 
 
-def clip_grad_norm(
-    params: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
-) -> Tensor:
+def clip_grad_norm(params: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
     """Scale all gradients by one factor so that their norm, taken together, is at most ``max_norm`` (Pascanu et al. 2013).
 
     The factor is ``min(1, max_norm / (norm + 1e-6))``, as in PyTorch.

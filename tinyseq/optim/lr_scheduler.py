@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Schedule:
-    """The base of all schedules: a subclass says the rate after ``step`` calls of :meth:`step` for a group that starts at ``base``.
+    """The base of all schedules, each of which says the rate after so many steps for a group that starts at ``base``.
 
     It sets the optimizer's rate when it is made, and at each :meth:`step`, which follows the optimizer's. One schedule
     drives an optimizer at a time; combine several with :class:`SequentialLR`, or multiply them in a :class:`LambdaLR`.
@@ -41,7 +41,7 @@ class Schedule:
         ValueError: at a step, where the rate is no longer what this schedule has set.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Any) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"a schedule takes an optimizer, not {type(optimizer).__name__}")
         self.optimizer = optimizer
@@ -119,9 +119,7 @@ class LambdaLR(Schedule):
     0.25
     """
 
-    def __init__(
-        self, optimizer: Optimizer, lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]]
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]]) -> None:
         groups = len(optimizer.param_groups)
         self.factors = [lr_lambda] * groups if callable(lr_lambda) else list(lr_lambda)
         if len(self.factors) != groups:
@@ -228,7 +226,7 @@ class CosineAnnealingLR(Schedule):
     0.5
     """
 
-    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:  # noqa: N803
+    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
         self.T_max, self.eta_min = _positive("T_max", T_max), eta_min
         super().__init__(optimizer)
 
@@ -251,7 +249,8 @@ class SequentialLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
-        self.schedulers, self.milestones = list(schedulers), list(milestones)
+        self.schedulers: list[Any] = list(schedulers)
+        self.milestones = list(milestones)
         if len(self.milestones) != len(self.schedulers) - 1 or self.milestones != sorted(self.milestones):
             raise ValueError(
                 f"SequentialLR needs one milestone between each two schedules, in order; got {len(self.schedulers)} "

@@ -226,7 +226,7 @@ class Adagrad(Optimizer):
         )
 
     def _initial(self, group: Group) -> float:
-        return group["initial_accumulator_value"]  # type: ignore[no-any-return]
+        return group["initial_accumulator_value"]
 
     def _update(self, group: Group) -> Update:
         return Update(adagrad, {"maximize": group["maximize"], "decay": group["weight_decay"] != 0}, ("sum",))
@@ -290,9 +290,7 @@ class Adam(Optimizer):
         *,
         maximize: bool = False,
     ) -> None:
-        super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize
-        )
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize)
 
     def _update(self, group: Group) -> Update:
         flags = {

@@ -88,7 +88,7 @@ class Optimizer:
 
     # Groups
 
-    def add_param_group(self, group: Group) -> None:
+    def add_param_group(self, group: Any) -> None:
         """Add parameters with settings of their own: ``{"params": [...], "lr": ...}``."""
         if not isinstance(group, dict) or "params" not in group:
             raise DTypeError(f"a parameter group is a dict with a list under 'params', not {type(group).__name__}")
@@ -124,7 +124,7 @@ class Optimizer:
     @property
     def lr(self) -> float:
         """The learning rate of the first group. Setting it sets every group's."""
-        return self.param_groups[0]["lr"]  # type: ignore[no-any-return]
+        return self.param_groups[0]["lr"]
 
     @lr.setter
     def lr(self, value: float) -> None:
@@ -132,7 +132,7 @@ class Optimizer:
         for group in self.param_groups:
             group["lr"] = float(value)
 
-    def _each(self) -> Iterator[tuple[int, Parameter, Group]]:
+    def _each(self) -> Iterator[tuple[int, Tensor, Group]]:
         i = 0
         for group in self.param_groups:
             for p in group["params"]:
@@ -173,9 +173,7 @@ class Optimizer:
                     _change([p, *(states[name] if name else None for name in names)], backend, rule, flags, p.grad, numbers)
                 i += 1
 
-    def _make_states(
-        self, i: int, p: Parameter, group: Group, names: tuple[str | None, ...], backend: Backend
-    ) -> bool:
+    def _make_states(self, i: int, p: Tensor, group: Group, names: tuple[str | None, ...], backend: Backend) -> bool:
         missing = [name for name in names if name and name not in self._states[i]]
         for name in missing:
             self._states[i][name] = Tensor(backend.full(p.shape, self._initial(group), p.dtype))
@@ -271,7 +269,7 @@ def _change(
             t.data = backend.asarray(array)
 
 
-def named_parameters(given: Any) -> list[tuple[str, Parameter]]:
+def named_parameters(given: Any) -> list[tuple[str, Tensor]]:
     """Parameters with the names that messages call them by, from parameters or (name, parameter) pairs."""
     if not isinstance(given, Iterable) or isinstance(given, str | Tensor):
         raise DTypeError(f"parameters come as a list, not as {type(given).__name__}")

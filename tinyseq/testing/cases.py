@@ -65,7 +65,7 @@ class Slope:
 
     primitive: str
     at: tuple[float, ...]
-    slopes: tuple[float | None, ...]
+    slopes: tuple[float, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -140,6 +140,7 @@ def number(value: float) -> Make:
 # --- families of cases ------------------------------------------------------------------------------------------------
 
 CASES: list[Case] = []
+_function: Reference  # of the loops below
 
 
 def case(primitive: str, *inputs: Make, reference: Reference, **rest: Any) -> None:
@@ -448,7 +449,7 @@ def _key(key: tuple[Any, ...], indices: tuple[Array, ...]) -> tuple[Any, ...]:
 
 
 def _taken(x: Array, *indices: Array, key: tuple[Any, ...]) -> Array:
-    return x[_key(key, indices)]  # type: ignore[no-any-return]
+    return x[_key(key, indices)]
 
 
 def _added(values: Array, *indices: Array, key: tuple[Any, ...], shape: Shape) -> Array:

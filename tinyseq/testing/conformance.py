@@ -177,7 +177,8 @@ class BackendConformance:
 
     def run(self, case: Case, inputs: list[Any], layout: str = "contiguous") -> tuple[list[Any], Tensor]:
         """The case through Tensors; the inputs that have a gradient ask for it. Returns them and the output."""
-        tensors = [x if isinstance(x, bool | int | float) else Tensor(x) for x in self.place(inputs, layout)]
+        placed = self.place(inputs, layout)
+        tensors: list[Any] = [x if isinstance(x, bool | int | float) else Tensor(x) for x in placed]
         for i in _tracked(case, inputs):
             tensors[i].requires_grad = True
         return tensors, apply(TABLE[case.primitive], tuple(tensors), dict(case.params))
@@ -297,7 +298,7 @@ class BackendConformance:
             out = apply(TABLE[slope.primitive], tuple(inputs), dict(slope.params))
             out.backward(np.array([v], dtype))
             for i, (x, expected) in enumerate(zip(inputs, slope.slopes, strict=True)):
-                assert x.grad is not None and expected is not None
+                assert x.grad is not None
                 _close(x.grad.numpy(), np.array([v * expected]), f"argument {i} of {slope}")
 
     # --- what is not in the table ---
@@ -320,8 +321,8 @@ class BackendConformance:
             array = self.b.asarray(original)
             assert type(array) is self.b.array_type
             back = self.b.to_numpy(array)
-            assert isinstance(back, np.ndarray) and back.dtype == original.dtype and back.shape == shape
-            np.testing.assert_array_equal(back, original)
+            assert type(back) is np.ndarray
+            np.testing.assert_array_equal(back, original, strict=True)
             whole = self.b.full(shape, 1, np.dtype(dtype))
             np.testing.assert_array_equal(self.b.to_numpy(whole), np.ones(shape, dtype), strict=True)
         assert self.host(self.b.asarray([1, 2], np.dtype(dtype))).dtype == np.dtype(dtype)
@@ -396,7 +397,7 @@ class BackendConformance:
 
     def test_it_says_what_it_is(self) -> None:
         """Name, version and device are for people to read."""
-        assert self.b.name and self.b.version and self.b.device
+        assert all((self.b.name, self.b.version, self.b.device))
         assert self.b.name in repr(self.b)
         self.b.synchronize()
 
@@ -424,7 +425,7 @@ class BackendConformance:
                 g_h = g_a @ w[1].T
             return float((error**2).mean()), grads
 
-        parameters = [tensor(p, requires_grad=True) for p in start]
+        parameters: list[Any] = [tensor(p, requires_grad=True) for p in start]
         inputs, goal = tensor(xs), tensor(target)
         losses, expected, w = [], [], start
         for _ in range(20):

@@ -1,0 +1,104 @@
+"""The compiled scan: traced, planned, compiled by the backend, and one node on the tape."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tinyseq import mode
+from tinyseq.abstract import Abstract
+from tinyseq.compiler.loop import FlatStep, differentiate, open_body, program
+from tinyseq.compiler.run import Runner
+from tinyseq.primitives import Primitive
+from tinyseq.tape import Node, walk
+from tinyseq.tensor import Tensor, link, outputs_of, recorded
+
+__all__ = ["compiled_scan"]
+
+Unrolled = Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]
+
+_runners: OrderedDict[Any, Runner] = OrderedDict()
+CACHED = 256
+
+
+class _Slice:
+    """The shape and dtype of one step's slice of a stack."""
+
+    def __init__(self, stack: Tensor) -> None:
+        self.shape = stack.shape[1:]
+        self.dtype = stack.dtype
+
+
+def compiled_scan(
+    step: FlatStep, carry: Sequence[Tensor], xs: Sequence[Tensor], steps: int, reverse: bool, unrolled: Unrolled
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run a flat ``step(*carry, *x) -> (new carry, y)`` over T steps as a compiled loop.
+
+    Args:
+        step: the body, on flat sequences of Tensors.
+        carry: the state before the first step.
+        xs: the inputs, (T, ...).
+        steps: T.
+        reverse: run from the last step to the first.
+        unrolled: the same scan of other carry and xs on the tape, for derivatives of higher order.
+    """
+    backend = (*carry, *xs)[0].backend
+    opened = open_body(step, carry, [_Slice(x) for x in xs])
+    inputs = (*carry, *xs, *opened.traced.closed)
+    recording = mode.current().recording
+    wanted = tuple(recording and x.node is not None for x in inputs)
+    key = (id(backend), opened.traced.graph.key(), wanted)
+    runner = _runners.get(key)
+    if runner is None:
+        runner = Runner(program(differentiate(opened, len(carry), wanted)), backend)
+        _runners[key] = runner
+        if len(_runners) > CACHED:
+            _runners.popitem(last=False)
+    else:
+        _runners.move_to_end(key)
+    # Differentiation may have met constants of its own; they follow what the body closed over.
+    constants = runner.program.body.closed[len(opened.traced.closed) :]
+    closed = [x.data for x in (*opened.traced.closed, *constants)]
+    last, ys, kept = runner.forward([x.data for x in carry], [x.data for x in xs], closed, steps, reverse)
+    if not any(wanted):
+        return [Tensor(a) for a in last], [Tensor(a) for a in ys]
+    params = {"runner": runner, "kept": kept, "steps": steps, "reverse": reverse, "unrolled": unrolled, "carries": len(carry)}
+    arrays = tuple(x.data for x in inputs)
+    node = Node(_SCAN, tuple(x.node for x in inputs), arrays, None, params, (), None, mode.current().scope)
+    outputs = outputs_of(node, [*last, *ys])
+    return outputs[: len(carry)], outputs[len(carry) :]
+
+
+def _scan_vjp(F: Any, g: list[Any], inputs: tuple[Any, ...], node: Any) -> list[Any]:
+    params = node.params
+    carries, runner = params["carries"], params["runner"]
+    if F is recorded:
+        return _through_unrolled(params, inputs, node.parents, g)
+    body, backend = runner.program.body, runner.backend
+    shapes = [(v.shape, v.dtype) for v in body.new_carry] + [((params["steps"], *v.shape), v.dtype) for v in body.y]
+    filled = [
+        backend.full(shape, 0, dtype) if part is None else backend.asarray(part)
+        for part, (shape, dtype) in zip(g, shapes, strict=True)
+    ]
+    gradients = runner.backward(params["kept"], filled[:carries], filled[carries:], params["steps"], params["reverse"])
+    return gradients[: len(node.parents)]
+
+
+def _through_unrolled(params: dict[str, Any], inputs: Sequence[Any], parents: Sequence[Any], g: list[Any]) -> list[Any]:
+    """The VJP as a recorded computation on the tape, so that it can be differentiated again."""
+    carries, count = params["carries"], params["carries"] + params["runner"].program.body.xs
+    given = [link(x) if x.node is not None else x for x in inputs[:count]]
+    last, ys = params["unrolled"](given[:carries], given[carries:])
+    starts = [(y.node, part) for y, part in zip([*last, *ys], g, strict=True) if part is not None and y.node is not None]
+    places = [*(x.node for x in given), *parents[count:]]
+    found = walk(recorded, starts, {place for place in places if place is not None}, retain=True)
+    return [None if place is None else found.get(place) for place in places]
+
+
+_SCAN = Primitive("scan", lambda *inputs, **params: None, (), _scan_vjp)
+
+
+def traced(tensors: Sequence[Tensor]) -> bool:
+    """Whether any of the tensors is being traced: then a scan within is unrolled into the trace."""
+    return any(isinstance(x.data, Abstract) for x in tensors)
