@@ -10,7 +10,9 @@
 
 from __future__ import annotations
 
+from tinyseq import data as data
 from tinyseq import nn as nn
+from tinyseq import optim as optim
 from tinyseq import random as random
 from tinyseq.anomaly import detect_anomaly as detect_anomaly
 from tinyseq.backend import Backend as Backend
@@ -20,8 +22,11 @@ from tinyseq.backend import current_backend as current_backend
 from tinyseq.backend import get_backend as get_backend
 from tinyseq.backend import use_backend as use_backend
 from tinyseq.creation import *  # noqa: F403
+from tinyseq.draw import draw as draw
 from tinyseq.errors import *  # noqa: F403
 from tinyseq.functions import *  # noqa: F403
+from tinyseq.io import load as load
+from tinyseq.io import save as save
 from tinyseq.random import manual_seed as manual_seed
 from tinyseq.scan import scan as scan
 from tinyseq.tape import enable_grad as enable_grad

@@ -227,18 +227,19 @@ def outputs_of(node: Node, arrays: Sequence[Array]) -> list[Tensor]:
 # --- dtypes -----------------------------------------------------------------------------------------------------------
 
 _KIND = {"b": 0, "i": 1, "u": 1, "f": 2, "V": 2}  # bfloat16 calls itself V
-_kinds: dict[Any, int] = {}
 
 
 def _kind(native: Any) -> int:
     """0 for booleans, 1 for integers, 2 for floating point; of any library's dtype object."""
-    kind = _kinds.get(native)
-    if kind is None:
+    try:
+        return _KIND[native.kind]
+    except (AttributeError, KeyError):  # not NumPy's, or none that we have
         letter = canonical_dtype(native).kind
         if letter not in _KIND:
-            raise DTypeError(f"tinyseq has no tensors of dtype {native}; use bool, an integer or a floating dtype")
-        kind = _kinds[native] = _KIND[letter]
-    return kind
+            raise DTypeError(
+                f"tinyseq has no tensors of dtype {native}; use bool, an integer or a floating dtype"
+            ) from None
+        return _KIND[letter]
 
 
 def result_dtype(*operands: Any) -> DType:

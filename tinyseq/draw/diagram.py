@@ -7,7 +7,7 @@ from typing import Literal
 
 __all__ = ["Arrow", "Box", "BoxKind", "Diagram", "Strip"]
 
-BoxKind = Literal["operation", "output", "parameter", "input", "constant", "gap"]
+BoxKind = Literal["operation", "output", "parameter", "input", "constant", "reference", "gap"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ GREEN, LIGHT_GREEN = "#009E73", "#CFEFE4"
 FONT = "Helvetica"  # Graphviz adds sans-serif in an SVG, for those who have neither it nor Arial
 OPENING = f"""\
 digraph tinyseq {{
-  graph [bgcolor="#FFFFFF", fontcolor="{GREY}", fontname="{FONT}", fontsize="11", nodesep="0.2", pad="0.15",
-    ranksep="0.32", splines="true"];
+  graph [bgcolor="#FFFFFF", fontcolor="{GREY}", fontname="{FONT}", fontsize="11", nodesep="0.2",
+    nslimit="2", nslimit1="2", pad="0.15", ranksep="0.32", splines="true"];
   node [color="{GREY}", fillcolor="#FFFFFF", fontcolor="{INK}", fontname="{FONT}", fontsize="11", height="0.3",
     margin="0.13,0.05", shape="box", style="rounded,filled", width="0.5"];
   edge [arrowsize="0.6", color="{GREY}", fontcolor="{GREY}", fontname="{FONT}", fontsize="9"];"""
@@ -31,6 +31,7 @@ BOXES = {
     "parameter": f', color="{ORANGE}", fillcolor="{LIGHT_ORANGE}", style="filled"',
     "input": f', color="{SKY}", fillcolor="{LIGHT_SKY}", shape="ellipse", style="filled", margin="0.04,0.02"',
     "constant": f', color="{GREY}", fillcolor="#FFFFFF", style="filled,dashed"',
+    "reference": f', color="{GREY}", style="rounded,filled,dashed"',
     "gap": ', color="#FFFFFF00", fillcolor="#FFFFFF00", style="filled"',
 }
 ARROWS = {

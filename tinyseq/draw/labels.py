@@ -34,7 +34,7 @@ def number_label(value: object) -> str | None:
     if isinstance(value, bool | int):
         return str(value)
     if isinstance(value, float) or getattr(value, "shape", None) == ():
-        return format(float(value), ".4g")  # type: ignore[arg-type]
+        return format(float(value), ".6g")  # type: ignore[arg-type]
     return None
 
 
@@ -66,7 +66,7 @@ def shorten(text: str, longest: int = LONGEST) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, tuple) and len(value) == 1 and not isinstance(value[0], tuple):
         return _value(value[0])
-    return format(value, ".4g") if isinstance(value, float) else str(value)
+    return format(value, ".6g") if isinstance(value, float) else str(value)
 
 
 def _index(entry: Any) -> str:

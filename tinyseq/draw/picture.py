@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from tinyseq.draw.render import DrawError, Layout, NoGraphviz
 
 __all__ = ["Picture"]
 
-DPI = 144  # twice the size in points: sharp on today's screens
+MOST_PIXELS = 16_000  # along a side of a PNG, for programs give up or run out of memory on larger ones
 SUFFIXES = (".svg", ".png", ".pdf", ".dot", ".gv")
 
 
@@ -41,15 +43,19 @@ class Picture:
         Raises:
             DrawError: Graphviz is missing, fails, or takes too long.
         """
-        return self._rendered("svg").decode()
+        from tinyseq.draw.svg import finished
+
+        return finished(self._rendered("svg"), self._diagram)
 
     def png(self) -> bytes:
-        """The picture as a PNG file's content, 144 pixels an inch or what keeps it under some 16,000 pixels a side.
+        """The picture as the content of a PNG file, twice as many pixels as points, or fewer if it is very large.
 
         Raises:
             DrawError: Graphviz is missing, fails, or takes too long.
         """
-        return self._rendered("png")
+        width, height = map(float, re.findall(rb'(?:width|height)="([\d.]+)pt"', self._rendered("svg"))[:2])
+        scale = min(2.0, MOST_PIXELS / max(width, height), (MOST_PIXELS / 2) / math.sqrt(width * height))
+        return self._rendered("png", f"-Gdpi={72 * scale:.2f}")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the picture to a file, in the format that its name's ending says: .svg, .png, .pdf, .dot or .gv.
@@ -77,7 +83,7 @@ class Picture:
             content = self.dot.encode()
         else:
             try:
-                content = self._rendered(suffix[1:])
+                content = self._content(suffix[1:])
             except NoGraphviz as error:
                 text = path.with_name(f"{path.name}.dot")
                 _write(text, self.dot.encode())
@@ -85,14 +91,15 @@ class Picture:
         _write(path, content)
         return path
 
-    def _rendered(self, form: str) -> bytes:
+    def _content(self, form: str) -> bytes:
+        return self.svg().encode() if form == "svg" else self.png() if form == "png" else self._rendered(form)
+
+    def _rendered(self, form: str, *options: str) -> bytes:
         layout = Layout(self._seconds)
-        text, how = self.dot, ["-Kdot"]
         if self._diagram.strips:
-            text, how = to_dot(self._diagram, place(self._diagram, layout)), ["-Kneato", "-n2"]
-        if form == "png":
-            how.append(f"-Gdpi={DPI}")
-        return layout.run(text, *how, f"-T{form}")
+            text = to_dot(self._diagram, place(self._diagram, layout))
+            return layout.run(text, "-Kneato", "-n2", f"-T{form}", *options)
+        return layout.run(self.dot, "-Kdot", f"-T{form}", *options)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         """What Jupyter shows: the SVG, or a sentence that says why there is none."""

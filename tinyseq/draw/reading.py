@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinyseq.draw.columns import Selection, select
+from tinyseq.draw.cuts import shortened
 from tinyseq.draw.diagram import Arrow, Box, BoxKind, Diagram, Strip
 from tinyseq.draw.labels import array_label, metadata_label, number_label, shorten
 from tinyseq.errors import DTypeError
@@ -27,7 +28,7 @@ def read(outputs: Sequence[Place], names: Module | Mapping[str, object] | None, 
         DTypeError: ``names`` is neither a module nor a mapping.
     """
     places = ancestors(outputs)
-    return _Reader(outputs, Names(names), select(places, outputs, limit)).run(places)
+    return shortened(_Reader(outputs, Names(names), select(places, outputs, limit)).run(places))
 
 
 class Names:
@@ -73,6 +74,7 @@ class _Reader:
         self.gap = selection.gap
         self.folded = selection.folded
         self.left_out = sum(scan is None and isinstance(place, Node) for place, scan in self.gap.items())
+        self.unnamed = 0
         self.boxes: list[Box] = []
         self.index: dict[object, int] = {}  # of the box that stands for a key
         self.arrows: dict[tuple[int, int], int] = {}
@@ -148,7 +150,10 @@ class _Reader:
             lines = (array_label(place.shape, place.dtype),)
             if parameter:
                 return self._add((place, strip), Box("parameter", name or "parameter", lines, strip))
-            return self._add(place, Box("input", name or "input", lines))
+            if not name and place not in self.index:
+                self.unnamed += 1
+                name = "input" if self.unnamed == 1 else f"input {self.unnamed}"
+            return self._add(place, Box("input", name or "", lines))
         if place in self.index:
             return self.index[place]
         title = _title(place)

@@ -67,6 +67,7 @@ class Layout:
         packed: the weights to pack.
         scratch: the numbers in a row of each scratch array, and its dtype.
         stages: how many there are.
+        copies: values that are in memory and wanted in another place too.
     """
 
     equations: tuple[Equation, ...]
@@ -78,6 +79,7 @@ class Layout:
     packed: tuple[Var, ...]
     scratch: tuple[tuple[int, np.dtype[Any]], ...]
     stages: int
+    copies: tuple[tuple[Var, Place], ...]
 
 
 def width_of(v: Var, rows: Iterable[Var]) -> int:
@@ -116,6 +118,8 @@ class _Planner:
         self.scratch: list[tuple[int, np.dtype[Any]]] = []
         self.packed: list[Var] = []
         self.products: dict[int, list[tuple[Equation, int]]] = {}
+        self.views: set[Var] = set()  # slices: another place in what they look at
+        self.copies: list[tuple[Var, Place]] = []
 
     def plan(self) -> Layout:
         step = self.step
@@ -125,8 +129,7 @@ class _Planner:
         self._find_rows()
         for i, v in enumerate(step.carry):
             width = width_of(v, self.rows)
-            distance = width if i in step.histories else padded(width, v.dtype if v.dtype.kind == "f" else np.dtype("float32"))
-            self._is_at(v, Place(("in", i), distance, 0, width))
+            self._is_at(v, Place(("in", i), self.carry_distance(i), 0, width))
         for i, v in enumerate(step.slices):
             self._is_at(v, self._whole(("stack", i), v))
         for i, v in enumerate(step.graph.closed):
@@ -138,15 +141,12 @@ class _Planner:
         kept = tuple(e for e in step.graph.equations if e.primitive.name not in ("matmul", "concatenate") and e.output not in self.views)
         stages = 1 + max((level[0] for level in self.level.values()), default=0)
         return Layout(
-            kept, self.level, self.reads, self.writes, frozenset(self.rows), self.products, tuple(self.packed), tuple(self.scratch), stages
+            kept, self.level, self.reads, self.writes, frozenset(self.rows), self.products, tuple(self.packed), tuple(self.scratch), stages, tuple(self.copies)
         )  # fmt: skip
-
-    views: set[Var]
 
     def _find_rows(self) -> None:
         """Which values differ from sequence to sequence; raises for shapes with more than a batch and a feature axis."""
         step, rows = self.step, self.rows
-        self.views = set()
         consumers: dict[Var, list[Equation]] = {}
         for e in step.graph.equations:
             for v in e.vars:
@@ -182,6 +182,12 @@ class _Planner:
     def _is_at(self, v: Var, place: Place, level: Level = (0, 0)) -> None:
         self.reads[v] = place
         self.level[v] = level
+
+    def carry_distance(self, i: int) -> int:
+        """Numbers from row to row of a carry: as they are in a history, else such that a product may write there."""
+        v = self.step.carry[i]
+        width = width_of(v, self.rows)
+        return width if i in self.step.histories or v.dtype.kind != "f" else padded(width, v.dtype)
 
     def _new_scratch(self, width: int, dtype: np.dtype[Any]) -> Place:
         self.scratch.append((width, dtype))
@@ -248,7 +254,7 @@ class _Planner:
     def _direct_carry(self, v: Var) -> Place | None:
         for i, new in enumerate(self.step.new_carry):
             if new is v and i not in self.step.histories:
-                return Place(("out", i), padded(v.shape[-1], v.dtype), 0, v.shape[-1])
+                return Place(("out", i), self.carry_distance(i), 0, v.shape[-1])
         return None
 
     def _join(self, e: Equation) -> None:
@@ -282,9 +288,7 @@ class _Planner:
         """Where the caller or the next step wants a value, if anywhere."""
         for i, new in enumerate(self.step.new_carry):
             if new is v:
-                width = width_of(v, self.rows)
-                distance = width if i in self.step.histories else padded(width, v.dtype if v.dtype.kind == "f" else np.dtype("float32"))
-                return Place(("out", i), distance, 0, width)
+                return Place(("out", i), self.carry_distance(i), 0, width_of(v, self.rows))
         for i, written in enumerate(self.step.written):
             if written is v:
                 return Place(("written", i), width_of(v, self.rows), 0, width_of(v, self.rows))
@@ -297,19 +301,12 @@ class _Planner:
         else:
             self.copies.append((v, place))
 
-    @property
-    def copies(self) -> list[tuple[Var, Place]]:
-        return self.__dict__.setdefault("_copies", [])  # type: ignore[no-any-return]
-
     def _outputs(self) -> None:
         """The new carry and what the caller wants at every step."""
         step = self.step
         wanted: list[tuple[Operand, Place]] = []
         for i, v in enumerate(step.new_carry):
-            old = step.carry[i]
-            width = width_of(old, self.rows)
-            distance = width if i in step.histories else padded(width, old.dtype if old.dtype.kind == "f" else np.dtype("float32"))
-            wanted.append((v, Place(("out", i), distance, 0, width)))
+            wanted.append((v, Place(("out", i), self.carry_distance(i), 0, width_of(step.carry[i], self.rows))))
         for i, v in enumerate(step.written):
             if not isinstance(v, Var):
                 raise Unsupported("a number as an output")
