@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import zlib
 from collections.abc import Iterator
 
@@ -14,6 +15,9 @@ import pytest
 os.environ["MPLBACKEND"] = "Agg"  # no test opens a window
 hypothesis.settings.register_profile("tinyseq", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("tinyseq")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts its background jobs, and their children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PEERS = ("torch", "autograd", "mygrad")
 

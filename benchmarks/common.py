@@ -415,7 +415,7 @@ def main(
             print(f"{case.name} ...", file=sys.stderr, flush=True)
             rows += compare(present, case, aims, args)
         flops.append(present[0].ask(do="gemm")["flops"])
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         sys.exit(str(error))
     finally:
         for worker in workers:

@@ -287,7 +287,7 @@ def parser() -> Parser:
     count = number(int, at_least=0)
     result = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add("--backend", metavar="NAME", help="numpy, numba, cupy or another that is installed [numpy]")
+    add("--backend", metavar="NAME", help="numpy, numba, cupy or another that is installed [$TINYSEQ_BACKEND or numpy]")
     add("--steps", type=count, default=2000, metavar="N", help="stop after this step [%(default)s]")
     add("--seconds", type=rate, default=math.inf, metavar="S", help="or after this time, if that is sooner")
     add("--eval-every", type=size, default=100, metavar="N", help="steps between evaluations [%(default)s]")

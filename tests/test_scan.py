@@ -272,14 +272,14 @@ def test_steps_are_marked_on_the_record(problem: tuple[ts.Tensor, ...], reverse:
     """What a picture puts in columns: each step's operations, the look-up of its input among them, and no others."""
     xs, carry, w, v = problem
     w.requires_grad = xs.requires_grad = True
-    _, ys = ts.scan(step_with(w, v), carry, xs, reverse=reverse)
+    _, ys = ts.scan(step_with(w, v), carry, xs, reverse=reverse, unroll=True)
     scopes = [p.scope for p in ancestors([ys.node]) if getattr(p, "primitive", None)]
     steps = [(s.kind, s.name) for s in scopes if s is not None]
     order = list(dict.fromkeys(name for _, name in steps))
     assert order == (list(range(T))[::-1] if reverse else list(range(T)))
     assert all(kind == "step" for kind, _ in steps)
     assert len(steps) == 7 * T  # x[t], two products, their sum, tanh, h * x + h
-    assert ts.scan(step_with(w, v), carry, xs)[0].node.scope.parent is None
+    assert ts.scan(step_with(w, v), carry, xs, unroll=True)[0].node.scope.parent is None
 
 
 def test_float32_stays_float32(rng: np.random.Generator) -> None:
@@ -355,17 +355,23 @@ def same(carry: Any, x: Any) -> Any:
         ((lambda c, x: c, ZEROS, XS), {}, ts.ShapeError, r"returns the pair \(carry, y\), got Tensor"),
         (
             (lambda c, x: (c + 1, x if c.sum().item() == 0 else x[:1]), ZEROS, XS),
-            {},
+            {"unroll": True},
             ts.ShapeError,
             r"y to keep .* step 1 turned float32 \(4, 3\) into float32 \(1, 3\)",
         ),
         (
             (lambda c, x: (c + 1, x if c.sum().item() == 0 else None), ZEROS, XS),
-            {},
+            {"unroll": True},
             ts.ShapeError,
             "y to keep its structure, but step 1 changed it",
         ),
-        ((same, ZEROS, XS), {"unroll": False}, ts.BackendError, "use unroll=True"),
+        ((lambda c, x: (c, x if c.sum() > 0 else c), ZEROS, XS), {}, ts.GraphError, r"shape \(\) has no numbers yet.*ts.where"),
+        (
+            (lambda c, x: (ts.functions.dropout(c, 0.5), x), ZEROS, XS),
+            {},
+            ts.GraphError,
+            "random numbers inside a traced function .* for scan as part of xs",
+        ),
     ],
 )
 def test_refused(arguments: Any, options: Any, error: type[Exception], sentence: str) -> None:

@@ -126,6 +126,26 @@ def test_the_state_is_carried_from_chunk_to_chunk(example: ModuleType, main: Mai
     assert tensors["history.losses"].mean() == pytest.approx(loss.item(), rel=1e-5)
 
 
+def test_the_state_starts_anew_with_each_reading_of_the_text(main: Main, tmp_path: Path) -> None:
+    assert main("--steps 30 --lr 0") == 0
+    progress, tensors = checkpoint(tmp_path / "out")
+    epoch = 30 - progress["stream"]["position"]
+    assert progress["stream"]["epoch"] == 1
+    losses = tensors["history.losses"]
+    np.testing.assert_array_equal(losses[epoch:], losses[: 30 - epoch])
+
+
+def test_evaluation_and_sampling_drop_nothing(example: ModuleType, main: Main, tmp_path: Path) -> None:
+    assert main("--steps 3 --layers 2 --dropout 0.5") == 0
+    run = example.start(options(example, tmp_path / "out", "--resume"), tmp_path / "out" / "checkpoint.safetensors")
+    state = ts.random.get_state()
+    assert example.evaluate(run) == example.evaluate(run)
+    assert ts.random.get_state() == state
+    greedy = example.sample(run, 60, 0.0, seed=1)
+    assert example.sample(run, 60, 0.0, seed=2) == greedy
+    assert run.model.recurrent.training
+
+
 def test_held_out_bits_are_those_of_one_pass(
     example: ModuleType, main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,13 +71,10 @@ def test_a_diamond_doubled_40_times() -> None:
 
 
 def test_a_diamond_of_products_to_the_second_order() -> None:
-    x = leaf(1.0)
-    y = x
-    for _ in range(10):
-        y = y * y  # x ** 1024
-    (g,) = ts.vjp(lambda x: _doubled(x), x.detach())[1](ts.tensor(1.0, dtype=ts.float64))
-    assert g.item() == 1024.0
-    assert ts.grad(ts.grad(_doubled))(x.detach()).item() == 1024.0 * 1023.0
+    """x ** 1024 at 1."""
+    one = ts.tensor(1.0, dtype=ts.float64)
+    assert ts.grad(_doubled)(one).item() == 1024.0
+    assert ts.grad(ts.grad(_doubled))(one).item() == 1024.0 * 1023.0
 
 
 def _doubled(x: Tensor) -> Tensor:
@@ -91,7 +88,7 @@ def _ladder(n: int) -> float:
     a = b = x
     start = time.perf_counter()
     for _ in range(n):
-        a, b = a + b, a - b * 0.5
+        a, b = (a + b) * 0.5, (a - b) * 0.5
     (a + b).sum().backward()
     return time.perf_counter() - start
 
@@ -137,9 +134,8 @@ def _kept(f: Callable[[Tensor], Tensor], value: Any) -> list[tuple[str, int, boo
         (lambda x: x.reshape(2, 1), [("reshape", 0, False)]),
         (lambda x: x[::-1], [("getitem", 0, False)]),
         (lambda x: x[ts.tensor([0, 0])], [("getitem", 1, False)]),
-        # A constant factor is kept for the variable's gradient, the variable is not.
-        (lambda x: x * ts.ones(2, dtype=ts.float64), [("mul", 1, False)]),
-        (lambda x: x @ ts.ones((2, 3), dtype=ts.float64).mT.mT.mT.reshape(2, 3) if False else x * x, [("mul", 2, False)]),
+        (lambda x: x * ts.ones(2, dtype=ts.float64), [("mul", 1, False)]),  # the constant, not the variable
+        (lambda x: x * x, [("mul", 2, False)]),
     ],
 )
 def test_a_node_keeps_what_its_rule_names(f: Callable[[Tensor], Tensor], kept: list[Any]) -> None:
@@ -195,7 +191,8 @@ def test_backward_drops_the_kept_arrays_and_leaves_the_structure() -> None:
     holders = sys.getrefcount(y.data)
     loss = y.sum()
     loss.backward()
-    assert sys.getrefcount(y.data) == holders - 1  # the node's own reference is gone
+    now = sys.getrefcount(y.data)
+    assert now == holders - 1  # the node's own reference is gone
     assert isinstance(loss.node, Node)
     assert [n.primitive.name for n in ancestors([loss.node]) if isinstance(n, Node)] == ["tanh", "sum"]
 

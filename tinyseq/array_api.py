@@ -190,9 +190,10 @@ def operations(xp: Any) -> dict[str, Operation]:
     def copy(x: Array) -> Array:
         return xp.asarray(x, copy=True)
 
-    def one_half_tanh(x: Array) -> Array:
-        # sigmoid(x) = (1 + tanh(x / 2)) / 2 never overflows and keeps NaN.
-        return 0.5 * xp.tanh(0.5 * x) + 0.5
+    def sigmoid(x: Array) -> Array:
+        # exp only of what is negative never overflows, and is accurate in both tails.
+        small = xp.exp(-xp.abs(x))
+        return xp.where(x < 0, small, xp.ones_like(x)) / (small + 1)
 
     return {
         "neg": xp.negative,
@@ -202,7 +203,7 @@ def operations(xp: Any) -> dict[str, Operation]:
         "log1p": xp.log1p,
         "sqrt": xp.sqrt,
         "tanh": xp.tanh,
-        "sigmoid": one_half_tanh,
+        "sigmoid": sigmoid,
         "relu": lambda x: xp.where(x <= 0, xp.zeros_like(x), x),
         "erf": erf,
         "sin": xp.sin,
@@ -236,6 +237,7 @@ def operations(xp: Any) -> dict[str, Operation]:
         "clip": clip,
         "cast": lambda x, *, dtype: xp.astype(x, native(dtype)),
         "copy": copy,
+        "detach": lambda x: x,
         "sum": sum_,
         "max": maximum_over(xp.max),
         "min": maximum_over(xp.min),

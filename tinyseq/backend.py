@@ -12,13 +12,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace, TracebackType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from tinyseq import mode
 from tinyseq.array_api import operations
 from tinyseq.errors import BackendError, DTypeError
+
+if TYPE_CHECKING:
+    from tinyseq.compiler.loop import Step
 
 __all__ = [
     "Backend",
@@ -120,6 +123,18 @@ class Backend:
         """Put back what ``generator_state`` gave."""
         generator.bit_generator.state = state
 
+    def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
+        """A step's graph as a loop over time.
+
+        Returns:
+            ``loop(carry, stacks, closed, steps, reverse)``, which returns the last carry, the histories (T + 1, ...) of
+            the parts of the carry that ``step.histories`` names, and the written stacks (T, ...). Here it runs the
+            graph operation by operation; a backend may compile it.
+        """
+        from tinyseq.compiler.interpret import interpreted
+
+        return interpreted(step, self)
+
     def elementwise(self, rule: Callable[..., Callable[..., tuple[Any, ...]]], **flags: Any) -> Callable[..., tuple[Any, ...]]:
         """A function of numbers, made to run over arrays of one shape and dtype. A backend may compile it to one pass.
 
@@ -185,8 +200,8 @@ def _backend_class(name: str) -> type[Backend]:
         raise BackendError(f"the backend {name!r} cannot be imported ({target}): {error}") from error
 
 
-def get_backend(name: str) -> Backend:
-    """The backend of that name, loaded once.
+def get_backend(name: str | Backend) -> Backend:
+    """The backend of that name, loaded once; a Backend as it is, and from then on its arrays are known.
 
     Raises:
         BackendError: no such backend, or it cannot run here; the sentence says what to install.
@@ -194,6 +209,9 @@ def get_backend(name: str) -> Backend:
     >>> get_backend("numpy").name
     'numpy'
     """
+    if isinstance(name, Backend):
+        _by_array_type.setdefault(name.array_type, name)
+        return name
     if name not in _loaded:
         kind = _backend_class(name)
         reason = kind.unavailable()
@@ -237,7 +255,7 @@ class use_backend:
 
     def __init__(self, name: str | Backend) -> None:
         global _default
-        backend = name if isinstance(name, Backend) else get_backend(name)
+        backend = get_backend(name)
         self._before = (_default, mode.current().backend)
         # New threads start from the process's default, so a plain call sets that too.
         _default = backend

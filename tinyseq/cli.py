@@ -116,10 +116,7 @@ def _draw(arguments: argparse.Namespace, rest: list[str]) -> int:
     tensor = make()
     if not isinstance(tensor, Tensor):
         raise _UsageError(f"{arguments.target} returned a {type(tensor).__name__}; it must return a tensor")
-    try:
-        draw(tensor).save(arguments.out)
-    except OSError as error:
-        raise _UsageError(f"cannot write {arguments.out}: {error.strerror or error}") from error
+    draw(tensor).save(arguments.out)
     print(arguments.out)
     return 0
 
@@ -148,9 +145,7 @@ def _checkout(part: str) -> Path:
     for root in (Path(__file__).parents[1], here, *here.parents):
         if (root / part).exists() and (root / "tinyseq" / "cli.py").exists():
             return root
-    raise _UsageError(
-        f"{part} is part of tinyseq's source and not of the installed package; run this inside a checkout"
-    )
+    raise _UsageError(f"{part} is part of tinyseq's source and not of the installed package; run this inside a checkout")
 
 
 def _run(script: Path, arguments: list[str]) -> int:

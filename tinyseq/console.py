@@ -128,8 +128,10 @@ class Progress:
     def __enter__(self) -> Self:
         if not self._quiet and sys.stdout.isatty() and importlib.util.find_spec("rich"):
             from rich.progress import BarColumn, Progress, TextColumn
+            from rich.table import Column
 
-            self._bar = Progress(BarColumn(bar_width=20), TextColumn("{task.description}"))
+            message = TextColumn("{task.description}", table_column=Column(no_wrap=False))  # a narrow terminal wraps it
+            self._bar = Progress(BarColumn(bar_width=20), message)
             self._task = self._bar.add_task("", total=1.0)
             self._bar.start()
         self._start = self._shown = time.monotonic()

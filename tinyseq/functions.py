@@ -748,7 +748,8 @@ def gelu(x: Operand, approximate: bool = False) -> Tensor:
 def elu(x: Operand, alpha: float = 1.0) -> Tensor:
     """``x`` where positive, else ``alpha (exp(x) - 1)`` (Clevert et al. 2015)."""
     x = _floating(as_tensor(x))
-    return where(x > 0, x, alpha * expm1(minimum(x, 0.0)))
+    positive = x > 0
+    return where(positive, x, alpha * expm1(where(positive, 0.0, x)))
 
 
 def leaky_relu(x: Operand, slope: float = 0.01) -> Tensor:
@@ -918,7 +919,8 @@ def _reduce_valid(
     if reduction != "mean" or (valid is None and weight is None):
         return _reduce(losses.reshape(shape) if reduction == "none" else losses, reduction)
     counts = as_tensor(weight)[safe] if weight is not None else zeros(safe.shape, losses.dtype) + 1.0
-    return losses.sum() / (counts if valid is None else where(valid, counts, 0.0)).sum()
+    count = (counts if valid is None else where(valid, counts, 0.0)).sum()
+    return losses.sum() / where(count == 0, math.nan, count)  # nothing counts: NaN, as in PyTorch, and no warning
 
 
 def _soft_cross_entropy(
@@ -972,8 +974,15 @@ def binary_cross_entropy(p: Operand, target: Operand, weight: Operand | None = N
     _same_shape(p, target, "binary_cross_entropy")
     if p.backend.device == "cpu" and p.size and not bool(((p >= 0) & (p <= 1) | isnan(p)).all()):
         raise ValueError("binary_cross_entropy needs probabilities in [0, 1]; for logits use binary_cross_entropy_with_logits")
+    # Where p is 0 or 1 the slope (p - t) / (p (1 - p)) is bounded: a sure prediction that is wrong can still learn.
+    fixed = p.detach()
+    least = float(np.float32(1e-12))  # PyTorch's bound, a single-precision constant
+    sure = fixed * (1 - fixed) < least
     lowest = math.exp(-100)
-    losses = -(target * log(p.clip(lowest)) + (1 - target) * log((1 - p).clip(lowest)))
+    at_fixed = target * log(fixed.clip(lowest)) + (1 - target) * log((1 - fixed).clip(lowest))
+    bounded = (p - fixed) * ((fixed - target.detach()) / least) - at_fixed
+    unsure = where(sure, 0.5, p)
+    losses = where(sure, bounded, -(target * log(unsure) + (1 - target) * log(1 - unsure)))
     return _reduce(losses if weight is None else losses * weight, reduction)
 
 

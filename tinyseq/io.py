@@ -168,9 +168,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str
         entries = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         if content.startswith((b"PK\x03\x04", b"\x80")):
-            advice = (
-                "it looks like a pickle or a torch.save archive, which can run code when opened: write it anew with "
-            )
+            advice = "it looks like a pickle or a torch.save archive, which can run code when opened: write it anew with "
             advice += "safetensors.torch.save_file where it was made"
         else:
             advice = "it was cut short or is of another format: take an earlier copy of it or make it again"

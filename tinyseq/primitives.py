@@ -399,6 +399,7 @@ for _name in ("all", "any"):
     primitive(_name, _truth)
 for _name in ("argmax", "argmin"):
     primitive(_name, _position)
+primitive("detach", _same)  # only in a trace: elsewhere a detached Tensor is one without a place on the tape
 primitive("argsort", lambda x, *, axis, descending: (_shape(x), INT64))
 # fmt: on
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tinyseq import mode
-from tinyseq.errors import BackendError, DTypeError, ShapeError
+from tinyseq.compiler.scan import compiled_scan, traced
+from tinyseq.errors import DTypeError, ShapeError
 from tinyseq.functions import stack
 from tinyseq.tensor import Tensor, as_tensor, bool_, where
 from tinyseq.tree import TreeDef, flatten
@@ -28,7 +30,7 @@ def scan(
     reverse: bool = False,
     lengths: Any = None,
     resets: Any = None,
-    unroll: bool = True,
+    unroll: bool = False,
 ) -> tuple[Tree, Tree]:
     """Run ``step(carry, x) -> (carry, y)`` over the first axis of ``xs``; return the last carry and all y, stacked.
 
@@ -56,21 +58,21 @@ def scan(
             have the batch as their first axis. A row's state stays as it is in the padding: after the row's end, and in
             reverse before its last valid step. A row of length 0 keeps its initial state.
         resets: (T, B) booleans, where a row's state goes back to its initial value before the step.
-        unroll: record every step on the tape. The compiled loop does not exist yet, so False is refused.
+        unroll: run ``step`` in Python and record every step on the tape: the definition. Otherwise ``step`` is called
+            once, to see what it does, and the backend compiles a loop; then it must not branch on values, draw random
+            numbers or change anything outside.
 
     Raises:
         ShapeError: xs of unequal lengths, no steps at all, a carry that changes its structure or shape, lengths or
             resets that do not fit.
         DTypeError: a carry that changes its dtype, lengths that are no integers, resets that are no booleans.
-        BackendError: ``unroll=False``.
+        GraphError: a compiled ``step`` looks at a value or draws random numbers.
 
     >>> import tinyseq as ts
     >>> total, sums = ts.scan(lambda c, x: (c + x, c + x), ts.tensor(0), ts.tensor([1, 2, 3]))
     >>> total.item(), sums.tolist()
     (6, [1, 3, 6])
     """
-    if not unroll:
-        raise BackendError("scan(unroll=False) needs the compiled loop, which does not exist yet; use unroll=True")
     x_leaves, x_kinds = _tensors(xs)
     start, kinds = _tensors(carry)
     steps = _steps(x_leaves, x_kinds, length)
@@ -84,29 +86,48 @@ def scan(
         # NaN or a wild number in the padding would pass through a mask on the results: 0 * NaN is NaN in a VJP.
         x_leaves = [_select(valid, x, NOTHING) for x in x_leaves]
 
-    leaves = start
-    ys: list[list[Tensor]] = []
-    y_kinds = None
-    for t in reversed(range(steps)) if reverse else range(steps):
-        with mode.scope("step", t):
-            begin = leaves if flags is None else _select_all(flags[t], start, leaves)
-            after, y = _run(step, kinds.unflatten(begin), x_kinds.unflatten([x[t] for x in x_leaves]))
-            new, kind = _tensors(after)
-            _check_same("carry", start, kinds, new, kind, t)
-            leaves = new if valid is None else _select_all(valid[t], new, leaves)
+    # One step on flat lists: what the loop on the tape and the compiled loop both run.
+    y_kinds: TreeDef | None = None
+    marks = [each for each in (flags, valid) if each is not None]
+
+    def flat(t: int, *values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        nonlocal y_kinds
+        leaves, inputs = list(values[: len(start)]), list(values[len(start) : len(start) + len(x_leaves)])
+        marked = iter(values[len(start) + len(x_leaves) :])
+        begin = leaves if flags is None else _select_all(next(marked), start, leaves)
+        after, y = _run(step, kinds.unflatten(begin), x_kinds.unflatten(inputs))
+        new, kind = _tensors(after)
+        _check_same("carry", start, kinds, new, kind, t)
         outputs, kind = _tensors(y)
         if y_kinds is None:
             y_kinds = kind
-        _check_same("y", ys[0] if ys else outputs, y_kinds, outputs, kind, t)
-        ys.append(outputs)
+        elif difference := y_kinds.mismatch(kind):
+            raise ShapeError(f"scan needs y to keep its structure, but step {t} changed it: {difference}")
+        return (new if valid is None else _select_all(next(marked), new, leaves)), outputs
+
+    def unrolled(first: list[Tensor], stacks: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        leaves = first
+        ys: list[list[Tensor]] = []
+        for t in reversed(range(steps)) if reverse else range(steps):
+            with mode.scope("step", t):
+                leaves, outputs = flat(t, *leaves, *(x[t] for x in stacks))
+            if ys:
+                assert y_kinds is not None
+                _check_same("y", ys[0], y_kinds, outputs, y_kinds, t)
+            ys.append(outputs)
+        if reverse:
+            ys.reverse()
+        return leaves, [stack(list(column)) for column in zip(*ys, strict=True)]
+
+    if unroll or not (start or x_leaves) or traced([*start, *x_leaves]):
+        last, stacked = unrolled(start, [*x_leaves, *marks])
+    else:
+        last, stacked = compiled_scan(partial(flat, 0), start, [*x_leaves, *marks], steps, reverse, unrolled)
     assert y_kinds is not None  # there is at least one step
-    if reverse:
-        ys.reverse()
-    stacked = [stack(list(column)) for column in zip(*ys, strict=True)]
     if valid is not None:
         _check_batch(stacked, y_kinds, rows, "ys", axis=1)
         stacked = [_select(valid, y, NOTHING) for y in stacked]
-    return kinds.unflatten(leaves), y_kinds.unflatten(stacked)
+    return kinds.unflatten(last), y_kinds.unflatten(stacked)
 
 
 def _tensors(tree: Tree) -> tuple[list[Tensor], TreeDef]:
@@ -204,7 +225,7 @@ def _check_same(what: str, first: list[Tensor], kinds: TreeDef, now: list[Tensor
     if difference := kinds.mismatch(structure):
         raise ShapeError(f"scan needs {what} to keep its structure, but step {t} changed it: {difference}")
     for place, (old, new) in enumerate(zip(first, now, strict=True)):
-        if old.data.shape != new.data.shape or old.data.dtype != new.data.dtype:
+        if old.data.shape != new.data.shape or old.dtype != new.dtype:
             error = DTypeError if old.shape == new.shape else ShapeError
             path = kinds.paths()[place]
             raise error(

@@ -192,14 +192,14 @@ class _Raw(SimpleNamespace):
 
 
 recorded = _Recorded()
-_raw: dict[int, _Raw] = {}
+_raw: dict[Backend, _Raw] = {}
 
 
 def raw(backend: Backend) -> _Raw:
     """The operations that a first-order walk over this backend's arrays uses."""
-    if id(backend) not in _raw:
-        _raw[id(backend)] = _Raw(backend)
-    return _raw[id(backend)]
+    if backend not in _raw:
+        _raw[backend] = _Raw(backend)
+    return _raw[backend]
 
 
 def link(x: Tensor) -> Tensor:
@@ -567,7 +567,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same array as a constant: no gradient flows through it."""
-        return Tensor(self.data)
+        return apply(TABLE["detach"], (self,)) if isinstance(self.data, Abstract) else Tensor(self.data)
 
     def requires_grad_(self, value: bool = True) -> Tensor:
         """Set ``requires_grad`` and return the tensor itself."""
@@ -708,14 +708,16 @@ class Tensor:
         """Elementwise: no less than ``low``, no more than ``high``. The gradient passes where nothing was cut."""
         if low is None and high is None:
             raise ShapeError("clip needs low, high or both")
-        return apply(TABLE["clip"], (self,), {"low": low, "high": high})
+        x = self.astype(result_dtype(self, *(bound for bound in (low, high) if bound is not None)))
+        return apply(TABLE["clip"], (x,), {"low": low, "high": high})
 
     def astype(self, dtype: Any) -> Tensor:
         """The values in another dtype; the tensor itself if it has it already."""
         dtype = np.dtype(dtype)
         if dtype == self.dtype:
             return self
-        return apply(TABLE["cast"], (self,), {"dtype": dtype})
+        x = self if dtype.kind in "fV" else self.detach()  # whole numbers have no slope
+        return apply(TABLE["cast"], (x,), {"dtype": dtype})
 
     def copy(self) -> Tensor:
         """The same values in memory of its own."""
@@ -727,7 +729,7 @@ class Tensor:
         Raises:
             GraphError: the result of a recorded operation cannot move.
         """
-        backend = where if isinstance(where, Backend) else get_backend(where)
+        backend = get_backend(where)
         if type(self.data) is backend.array_type:
             return self
         if isinstance(self.node, Node):
@@ -928,12 +930,14 @@ class Tensor:
                         and index.shape != self.shape[at : at + index.ndim]
                     ):
                         raise ShapeError(f"a boolean index of shape {index.shape} does not fit a tensor of shape {self.shape}")
-                    for positions in np.nonzero(index.numpy()):
+                    for positions in index.backend.xp.nonzero(index.data):
                         static.append(INDEX)
-                        indices.append(Tensor(index.backend.asarray(positions)))
+                        indices.append(Tensor(positions))
                 else:
                     static.append(INDEX)
                     indices.append(index.astype(int64))
+        if sum(entry is Ellipsis for entry in static) > 1:
+            raise ShapeError("an index has room for one Ellipsis (...); spell out the axes of the other as slices")
         if len([e for e in static if e is not None and e is not Ellipsis]) > self.ndim:
             raise ShapeError(f"too many indices for a tensor of shape {self.shape}: {len(entries)} given")
         return tuple(static), tuple(indices)
@@ -1021,12 +1025,15 @@ def owned_alone(t: Tensor) -> bool:
 
 
 def as_tensor(value: Operand, dtype: Any = None) -> Tensor:
-    """A Tensor as it is; an array or numbers as a constant, sharing memory where it can."""
+    """A Tensor as it is; numbers or an array as a constant with memory of its own.
+
+    What happens to the array afterwards changes no result and no gradient.
+    """
     if isinstance(value, Tensor):
         return value if dtype is None else value.astype(dtype)
     backend = current_backend()
     owner = None if isinstance(value, np.ndarray) else backend_of(value)
-    data = value if owner is not None else backend.asarray(_host_array(value), None)
+    data = owner.ops.copy(value) if owner is not None else backend.asarray(np.array(_host_array(value)))
     _kind(data.dtype)
     result = Tensor(data)
     return result if dtype is None else result.astype(dtype)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinyseq import mode, random
+from tinyseq.abstract import Abstract
 from tinyseq.creation import zeros_like
 from tinyseq.errors import DTypeError, GraphError, ShapeError
 from tinyseq.primitives import Primitive
@@ -266,8 +267,8 @@ def checkpoint(f: Function, *args: Any) -> Any:
     >>> x = ts.tensor([0.5], requires_grad=True)
     >>> ts.checkpoint(lambda x: x.tanh().exp(), x).sum().backward()
     """
-    if not mode.current().recording:
-        return f(*args)
+    if not mode.current().recording or any(isinstance(getattr(x, "data", None), Abstract) for x in flatten(args)[0]):
+        return f(*args)  # in a trace, what is kept is decided later
     state, first = random.get_state(), next_serial()
     leaves, structure = flatten(args)
     linked = [link(x) if isinstance(x, Tensor) and x.node is not None else x for x in leaves]

@@ -98,7 +98,7 @@ def _overrides(cupy: Any) -> dict[str, Callable[..., Array]]:
     from cupyx import scatter_add
     from cupyx.scipy.special import erf
 
-    sigmoid = cupy.ElementwiseKernel("T x", "T out", "out = tanh(x * (T)0.5) * (T)0.5 + (T)0.5", "tinyseq_sigmoid")
+    sigmoid = cupy.ElementwiseKernel("T x", "T out", "out = (T)1 / ((T)1 + exp(-x))", "tinyseq_sigmoid")
 
     def reducing(reduce: Callable[..., Array]) -> Callable[..., Array]:
         return lambda x, *, axis, keepdims: reduce(x, axis=axis, keepdims=keepdims)

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from tinyseq_numpy import NumpyBackend
 
 from tinyseq.array_api import INDEX
 from tinyseq.errors import BackendError
+
+if TYPE_CHECKING:
+    from tinyseq.compiler.loop import Step
 
 __all__ = ["NumbaBackend"]
 
@@ -55,6 +60,17 @@ class NumbaBackend(NumpyBackend):
         """Numba's version, and NumPy's."""
         return f"numba {importlib.metadata.version('numba')}, {super().version}"
 
+    def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
+        """The step as machine code, a share of the batch a thread; NumPy's loop where there is no code for an operation."""
+        from tinyseq_numba.loop.compile import compile_step
+        from tinyseq_numba.loop.layout import Unsupported
+
+        try:
+            return compile_step(step)
+        except Unsupported as reason:
+            _say_once(str(reason))
+            return super().compile_loop(step)
+
     def overrides(self) -> dict[str, Callable[..., Any]]:
         """NumPy's, and an embedding's scatter-add, for which NumPy takes many times as long."""
         return {**super().overrides(), **_scatter_adds(super().overrides()["scatter_add_into"])}
@@ -67,6 +83,11 @@ class NumbaBackend(NumpyBackend):
         if key not in self._compiled:
             self._compiled[key] = Elementwise(rule, flags, super().elementwise(rule, **flags))
         return self._compiled[key]
+
+
+@cache
+def _say_once(reason: str) -> None:
+    warnings.warn(f"a scan runs on the slower NumPy loop, since the compiled loop has no code for {reason}", stacklevel=6)
 
 
 def _scatter_adds(general: Callable[..., Array]) -> dict[str, Callable[..., Array]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from tinyseq.array_api import fill_key, full_permutation
 from tinyseq.backend import Backend
+
+if TYPE_CHECKING:
+    from tinyseq.compiler.loop import Step
 
 __all__ = ["NumpyBackend"]
 
@@ -20,12 +23,17 @@ Array = np.ndarray[Any, Any]
 SMALL = 4096
 
 
-def _sigmoid(x: Array) -> Array:
-    # (1 + tanh(x / 2)) / 2 never overflows and keeps NaN.
-    out: Array = np.tanh(0.5 * x)
-    out *= 0.5
-    out += 0.5
-    return out
+# exp of these is finite in floats of 2, 4 and 8 bytes.
+LARGEST_EXPONENT = {2: 11.0, 4: 88.0, 8: 709.0}
+
+
+def _sigmoid(x: Array, out: Array | None = None) -> Array:
+    # 1 / (1 + exp(-x)), accurate in both tails. NaN stays NaN.
+    out = np.negative(x, out=np.empty_like(x) if out is None else out)
+    np.minimum(out, LARGEST_EXPONENT[x.dtype.itemsize], out=out)
+    np.exp(out, out=out)
+    out += 1
+    return np.divide(1, out, out=out)
 
 
 try:
@@ -156,6 +164,12 @@ class NumpyBackend(Backend):
     def native_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """NumPy's own dtypes, and those of packages that extend it, such as ml_dtypes."""
         return dtype
+
+    def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
+        """The step as a Python function of NumPy calls that write into buffers made once."""
+        from tinyseq_numpy.loop import compile_loop
+
+        return compile_loop(step, self)
 
     def contiguous(self, array: Array) -> Array:
         """The array in C order."""

@@ -90,8 +90,7 @@ class _Writer:
             self.each_line(f"np.{REDUCTIONS[name]}.reduce({arguments})")
         elif name == "sigmoid":
             out = self.buffer(e.output)
-            self.each_line(f"np.multiply({inputs[0]}, 0.5, out={out}); np.tanh({out}, out={out})")
-            self.each_line(f"np.multiply({out}, 0.5, out={out}); np.add({out}, 0.5, out={out})")
+            self.each_line(f"ops.sigmoid({inputs[0]}, out={out})")
         elif name == "concatenate":
             out = self.buffer(e.output)
             self.each_line(f"np.concatenate(({', '.join(inputs)},), axis={e.params['axis']}, out={out})")
@@ -126,12 +125,12 @@ def source(step: Step) -> tuple[str, dict[str, Any]]:
     # What an equation computes is written where it is wanted, if it is wanted at one place and made here.
     copies: list[str] = []
     wanted: list[tuple[Operand, str]] = [
-        *((step.new_carry[i], f"h{i}[after]") for i in step.histories),
-        *((v, f"w{i}[t]") for i, v in enumerate(step.written)),
+        *((step.new_carry[i], f"h{i}[after, ...]") for i in step.histories),
+        *((v, f"w{i}[t, ...]") for i, v in enumerate(step.written)),
     ]
     for v, place in wanted:
         if isinstance(v, Var) and v not in inputs and v not in w.target:
-            w.target[v] = f"{place}[...]" if not v.shape else place
+            w.target[v] = place
         else:
             copies.append(f"{place} = {w.name(v)}")
     for v, stack in zip(step.slices, stacks, strict=True):

@@ -17,23 +17,18 @@ from typing import Any
 
 from tinyseq import mode
 from tinyseq.array_api import INDEX
-from tinyseq.compiler.passes import dead_code, merge_products, simplify
+from tinyseq.compiler.passes import ARITHMETIC, ELEMENTWISE, dead_code, merge_products, narrow, simplify
 from tinyseq.compiler.trace import Trace, Traced, graph_of
 from tinyseq.graph import Equation, Graph, Names, Operand, Var
 from tinyseq.tape import walk
 from tinyseq.tensor import Tensor, as_tensor, recorded
 
-__all__ = ["ARITHMETIC", "ELEMENTWISE", "Body", "Opened", "Plan", "Program", "Step", "Total", "differentiate", "lifted", "open_body", "program"]
+__all__ = ["Body", "Opened", "Plan", "Program", "Step", "Total", "differentiate", "lifted", "open_body", "program"]
 
 FlatStep = Callable[..., tuple[Sequence[Any], Sequence[Any]]]
 
-# Operations on corresponding elements, and those that only say where an element is found.
-ARITHMETIC = frozenset(
-    "neg abs sign floor round relu clip cast copy add sub mul where maximum minimum eq ne lt le gt ge "
-    "logical_and logical_or logical_xor logical_not isfinite isnan".split()
-)
-ELEMENTWISE = ARITHMETIC | frozenset("exp expm1 log log1p sqrt tanh sigmoid erf sin cos div power remainder floor_divide".split())
-VIEWS = frozenset("reshape permute broadcast_to getitem".split())
+# Operations that only say where an element is found.
+VIEWS = frozenset(("reshape", "permute", "broadcast_to", "getitem"))
 FUSABLE = ELEMENTWISE | {"concatenate"}
 CHEAP = FUSABLE | VIEWS
 
@@ -65,7 +60,7 @@ class Body:
 
     @property
     def cotangents(self) -> tuple[Var, ...]:
-        return self.joint.inputs[self.carries + self.xs :]
+        return self.joint.inputs[self.carries + self.xs :]  # none, if no gradient was asked for
 
     @property
     def new_carry(self) -> tuple[Operand, ...]:
@@ -121,6 +116,9 @@ def differentiate(opened: Opened, carries: int, wanted: Sequence[bool]) -> Body:
         wanted: for carry, x and what was closed over: whether its gradient is asked for.
     """
     tracer, arguments, outputs = opened.tracer, opened.arguments, opened.outputs
+    if not any(wanted):
+        graph = simplify(opened.traced.graph)
+        return Body(graph, carries, len(arguments) - carries, len(outputs) - carries, opened.traced.closed)
     closed_before = [inner for _, inner in tracer.closed.values()]
     with mode.changed(recording=True):
         cotangents = [tracer.new(y.shape, y.dtype) for y in outputs]
@@ -338,7 +336,7 @@ def _plan(
     slices = tuple(v for v in outer if v in used)
     same = tuple(v for v in (*closed, *(e.output for e in fixed)) if v in used)
     graph = Graph((*carry, *slices), tuple(loop), (*new_carry, *written), same)
-    merged = dead_code(merge_products(graph))
+    merged = narrow(merge_products(graph))
     # Weights that were joined are joined once, not at every step.
     moved, rest = _hoist(merged)
     graph = Graph(merged.inputs, rest, merged.outputs, (*merged.closed, *(e.output for e in moved)))
@@ -482,7 +480,9 @@ def program(body: Body) -> Program:
 
 # --- running an equation for all steps at once ------------------------------------------------------------------------
 
-BY_AXIS = frozenset("sum max min all any argmax argmin argsort cumsum flip permute concatenate pad".split())
+BY_AXIS = frozenset(
+    ("sum", "max", "min", "all", "any", "argmax", "argmin", "argsort", "cumsum", "flip", "permute", "concatenate", "pad")
+)
 
 
 def can_lift(e: Equation) -> bool:

@@ -11,12 +11,24 @@ from typing import Any
 from tinyseq.graph import Equation, Graph, Operand, Var, constant_key
 from tinyseq.primitives import TABLE, Primitive
 
+# Operations on corresponding elements.
+ARITHMETIC = frozenset(
+    ("neg", "abs", "sign", "floor", "round", "relu", "clip", "cast", "copy", "add", "sub", "mul", "where", "maximum", "minimum")
+    + ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "logical_not", "isfinite", "isnan")
+)
+ELEMENTWISE = ARITHMETIC | frozenset(
+    ("exp", "expm1", "log", "log1p", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos", "div", "power", "remainder", "floor_divide")
+)
+
 __all__ = [
+    "ARITHMETIC",
+    "ELEMENTWISE",
     "common_subexpressions",
     "dead_code",
     "fold",
     "join_slices",
     "merge_products",
+    "narrow",
     "rewrite",
     "simplify",
     "split_products",
@@ -100,7 +112,7 @@ def fold(graph: Graph) -> Graph:
         made[e.output] = e
         if isinstance(first, Var) and first.shape == e.output.shape and first.dtype == e.output.dtype:
             second = e.inputs[1] if len(e.inputs) == 2 else None
-            if name in ("reshape", "broadcast_to", "cast", "copy") or (name == "concatenate" and len(e.inputs) == 1):
+            if name in ("reshape", "broadcast_to", "cast", "copy", "detach") or (name == "concatenate" and len(e.inputs) == 1):
                 return first
             if second is not None and (
                 (name in ("mul", "div", "power") and _is(second, 1)) or (name in ("add", "sub") and _is(second, 0))
@@ -109,6 +121,8 @@ def fold(graph: Graph) -> Graph:
         if len(e.inputs) == 2 and isinstance(e.inputs[1], Var) and e.inputs[1].shape == e.output.shape:
             if (name == "mul" and _is(first, 1)) or (name == "add" and _is(first, 0)):
                 return e.inputs[1]
+        if name == "concatenate":
+            return _flattened(e, made, emit)
         inner = made.get(first) if isinstance(first, Var) else None
         if inner is not None and name == inner.primitive.name:
             if name == "neg":
@@ -120,6 +134,19 @@ def fold(graph: Graph) -> Graph:
         return None
 
     return rewrite(graph, rule)
+
+
+def _flattened(e: Equation, made: dict[Var, Equation], emit: Emit) -> Operand | None:
+    """What was put together from parts that were put together before, from all parts at once."""
+    parts: list[Operand] = []
+    for x in e.inputs:
+        inner = made.get(x) if isinstance(x, Var) else None
+        joined = inner is not None and inner.primitive.name == "concatenate" and inner.params["axis"] == e.params["axis"]
+        parts += inner.inputs if inner is not None and joined else [x]
+    if len(parts) == len(e.inputs):
+        return None
+    sizes = tuple(x.shape[e.params["axis"]] for x in parts if isinstance(x, Var))
+    return emit("concatenate", *parts, axis=e.params["axis"], sizes=sizes)
 
 
 def _columns(e: Equation | None, name: str) -> tuple[int, int] | None:
@@ -140,7 +167,6 @@ def join_slices(graph: Graph) -> Graph:
     Such sums are the gradient of a split: z[:, :H], z[:, H:2H] ... each give zeros but for their columns.
     """
     made = {e.output: e for e in graph.equations}
-    uses = graph.uses()
 
     def pieces(x: Operand) -> dict[tuple[int, int], Operand] | None:
         e = made.get(x) if isinstance(x, Var) else None
@@ -150,7 +176,7 @@ def join_slices(graph: Graph) -> Graph:
         if e is None or e.primitive.name != "add" or e.inputs[0] is e.inputs[1]:
             return None
         sides = [pieces(side) for side in e.inputs]
-        if sides[0] is None or sides[1] is None or any(uses.get(s, 0) != 1 for s in e.inputs if isinstance(s, Var)):
+        if sides[0] is None or sides[1] is None:
             return None
         spans = sorted([*sides[0], *sides[1]])
         if any(a[1] > b[0] for a, b in zip(spans, spans[1:], strict=False)):
@@ -169,6 +195,78 @@ def join_slices(graph: Graph) -> Graph:
         return emit("concatenate", *(found[span] for span in spans), axis=-1, sizes=sizes)
 
     return dead_code(rewrite(graph, rule))
+
+
+def narrow(graph: Graph) -> Graph:
+    """Elementwise work on columns that are cut apart, or were put together, is done on each part by itself.
+
+    ``sigmoid(z)[:, :H]`` is ``sigmoid(z[:, :H])``, and ``concatenate(a, b) * c`` is ``a * c[:, :H]`` beside
+    ``b * c[:, H:]``: so all the gates of a cell go through one pass over H columns, in registers.
+    """
+    made: dict[Var, Equation] = {}
+    cut: dict[tuple[Var, int, int], Var] = {}
+
+    def rule(e: Equation, emit: Emit) -> Operand | None:
+        name, out = e.primitive.name, e.output
+
+        def emitted(what: str, *inputs: Operand, **params: Any) -> Var:
+            v = emit(what, *inputs, **params)
+            made[v] = Equation(TABLE[what], tuple(inputs), params, v)
+            return v
+
+        def columns(x: Operand, start: int, stop: int, width: int) -> Operand:
+            """The columns of an operand; a number or a single column is its own."""
+            if not isinstance(x, Var) or not x.shape or x.shape[-1] != width or (start, stop) == (0, width):
+                return x
+            if (x, start, stop) not in cut:
+                cut[x, start, stop] = cut_out(x, start, stop, width)
+            return cut[x, start, stop]
+
+        def cut_out(x: Var, start: int, stop: int, width: int) -> Var:
+            source = made.get(x)
+            if source is not None:
+                kind = source.primitive.name
+                if kind in ELEMENTWISE:
+                    inputs = [columns(y, start, stop, width) for y in source.inputs]
+                    return emitted(kind, *inputs, **source.params)
+                if kind == "concatenate" and source.params["axis"] == -1:
+                    at = 0
+                    for piece, size in zip(source.inputs, source.params["sizes"], strict=True):
+                        if at <= start and stop <= at + size:
+                            part = columns(piece, start - at, stop - at, size)
+                            assert isinstance(part, Var)
+                            return part
+                        at += size
+                span = _columns(source, "getitem")
+                if span is not None:
+                    inner = source.inputs[0]
+                    return emitted("getitem", inner, key=(Ellipsis, slice(span[0] + start, span[0] + stop)))
+            return emitted("getitem", x, key=(Ellipsis, slice(start, stop)))
+
+        made[out] = e
+        span = _columns(e, "getitem")
+        if span is not None:
+            source = e.inputs[0]
+            assert isinstance(source, Var)
+            if source in made and (made[source].primitive.name in ELEMENTWISE or made[source].primitive.name == "concatenate"):
+                return columns(source, *span, source.shape[-1])
+            return None
+        if name in ELEMENTWISE and out.shape and out.shape[-1] > 1:
+            joined = next((made[x] for x in e.vars if x in made and _joins_columns(made[x], out.shape[-1])), None)
+            if joined is not None:
+                parts, start = [], 0
+                for size in joined.params["sizes"]:
+                    inputs = [columns(x, start, start + size, out.shape[-1]) for x in e.inputs]
+                    parts.append(emitted(name, *inputs, **e.params))
+                    start += size
+                return emitted("concatenate", *parts, axis=-1, sizes=joined.params["sizes"])
+        return None
+
+    return dead_code(rewrite(graph, rule))
+
+
+def _joins_columns(e: Equation, width: int) -> bool:
+    return e.primitive.name == "concatenate" and e.params["axis"] == -1 and e.output.shape[-1] == width
 
 
 def split_products(graph: Graph) -> Graph:
@@ -238,7 +336,7 @@ def merge_products(graph: Graph) -> Graph:
 
 def simplify(graph: Graph) -> Graph:
     """All passes that hold whatever the graph is for, in order."""
-    for one in (dead_code, split_products, fold, common_subexpressions, join_slices, fold, dead_code):
+    for one in (dead_code, split_products, fold, common_subexpressions, join_slices, narrow, common_subexpressions, fold, dead_code):
         graph = one(graph)
     return graph.check()
 

@@ -83,7 +83,8 @@ def _run(
     last, histories, written = loop(start, stacks, closed, steps, reverse)
     for i, history in zip(step.histories, histories, strict=True):
         # The states before each step and those after it are one stack, a step apart.
-        into, out = (history[1:], history[:-1]) if reverse else (history[:-1], history[1:])
+        first, rest = (ops.getitem(history, key=(part,)) for part in (slice(None, -1), slice(1, None)))
+        into, out = (rest, first) if reverse else (first, rest)
         env[carry[i]] = into
         new = step.new_carry[i]
         if isinstance(new, Var):

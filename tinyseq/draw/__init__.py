@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tinyseq.draw.picture import Picture as Picture
-from tinyseq.draw.reading import read
 from tinyseq.draw.render import DrawError as DrawError
 from tinyseq.errors import DTypeError, GraphError
 from tinyseq.tensor import Tensor
@@ -31,9 +30,9 @@ def draw(
     """A picture of the operations that made a tensor, or several.
 
     Each operation is a box with its name, its metadata and the shape and dtype of its result. The tensors asked for are
-    green, parameters orange, other tensors that ask for a gradient blue, constants dashed. The time steps of a ``scan``
-    stand in columns, from left to right, with what they carry from one to the next in blue; a parameter that is used in
-    several steps has a box in each.
+    green, parameters orange, other tensors that ask for a gradient blue, constants dashed. The time steps of a
+    ``scan(..., unroll=True)`` stand in columns, from left to right, with blue arrows for what one hands to the next; a
+    parameter that several steps use has a box in each.
 
     Args:
         what: the tensor or tensors. It may be drawn before or after ``backward()``; what the tape kept is then gone from
@@ -55,6 +54,8 @@ def draw(
     >>> "mul(·, 3)" in picture.dot
     True
     """
+    from tinyseq.draw.reading import read
+
     tensors = [what] if isinstance(what, Tensor) else list(what) if isinstance(what, Sequence) else [what]
     places = []
     for tensor in tensors:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
+from tinyseq.draw.labels import number_label
 from tinyseq.mode import Scope
-from tinyseq.tape import Node, Place
+from tinyseq.tape import Leaf, Node, Place
 
-__all__ = ["Selection", "scans", "select"]
+__all__ = ["FEW", "Selection", "boxed_constants", "scans", "select"]
 
+FEW = 3  # an operation of more inputs, such as concatenate, does not show its constants one by one
 Step = tuple[int, int]  # which scan, and which of its steps in the order in which they ran
 
 
@@ -45,9 +48,15 @@ def select(places: Sequence[Place], outputs: Sequence[Place], limit: int) -> Sel
     sizes = [[0] * len(times) for times in found]
     for scan, step in owner.values():
         sizes[scan][step] += 1
+    extra = _extra(column)
+    for scan, step in extra:
+        sizes[scan][step] += 1
+    everything = len(places) + len(extra)
+    sums = [[0, *accumulate(size)] for size in sizes]
 
     def cost(first: int) -> int:
-        return len(places) - sum(sum(size[first:-1]) - 1 for size in sizes if len(size) > first + 2)
+        """The boxes needed where the first so many steps of each scan are drawn, a box for the gap, and the last."""
+        return everything - sum(total[-2] - total[first] - 1 for total in sums if len(total) > first + 3)
 
     first, longest = 1, max(map(len, found), default=0)
     while first < longest and cost(first + 1) <= limit:
@@ -61,6 +70,25 @@ def select(places: Sequence[Place], outputs: Sequence[Place], limit: int) -> Sel
         gap.update((place, None) for place in places if place not in near)
     column.update(_returning(places, column, latest, gap))
     return Selection(found, column, folded, gap)
+
+
+def boxed_constants(node: Node) -> list[int]:
+    """Which constant inputs get a box of their own: those that the tape has kept, if they are few and no plain numbers."""
+    if len(node.parents) > FEW:
+        return []
+    kept = enumerate(node.inputs or ())
+    return [i for i, array in kept if node.parents[i] is None and array is not None and number_label(array) is None]
+
+
+def _extra(column: Mapping[Place, Step]) -> list[Step]:
+    """A step for each box in its column besides its operations: leaves, drawn once in each step, and constants."""
+    leaves: set[tuple[Step, Leaf]] = set()
+    constants: list[Step] = []
+    for place, step in column.items():
+        if isinstance(place, Node):
+            leaves.update((step, parent) for parent in place.parents if isinstance(parent, Leaf))
+            constants += [step] * len(boxed_constants(place))
+    return [*(step for step, _ in leaves), *constants]
 
 
 def scans(places: Sequence[Place]) -> tuple[list[list[int]], dict[Place, Step]]:
@@ -119,9 +147,7 @@ def _latest(places: Sequence[Place], column: Mapping[Place, Step]) -> dict[Place
     return latest
 
 
-def _owners(
-    places: Sequence[Place], column: Mapping[Place, Step], latest: Mapping[Place, Step]
-) -> dict[Place, Step]:
+def _owners(places: Sequence[Place], column: Mapping[Place, Step], latest: Mapping[Place, Step]) -> dict[Place, Step]:
     """The step with which each place is left out or not.
 
     That is the step it was recorded in; or the only one that uses it, as with a slice ``xs[t]``; or the latest that it was

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import html
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tinyseq.draw.diagram import Arrow, Box, Diagram
-from tinyseq.draw.routes import Rectangle, Spline
+from tinyseq.draw.diagram import Arrow, Box, Diagram, Strip
 
-__all__ = ["OPENING", "Placement", "arrow_line", "box_line", "to_dot"]
+if TYPE_CHECKING:
+    from tinyseq.draw.routes import Rectangle, Spline
+
+__all__ = ["OPENING", "Placement", "arrow_line", "box_line", "title_width", "to_dot"]
 
 # The palette of Okabe and Ito (2008), which colour-blind people can tell apart: full for lines, light for areas.
 INK, GREY, PALE = "#222222", "#6E6E6E", "#F4F4F4"
@@ -52,15 +56,19 @@ class Placement:
 
 def to_dot(diagram: Diagram, placement: Placement | None = None) -> str:
     """The DOT text, each time step a cluster; with a placement, for ``neato -n2`` to draw just so."""
+    members: dict[int | None, list[str]] = defaultdict(list)
+    for i, box in enumerate(diagram.boxes):
+        members[box.strip].append(box_line(i, box, _centre(placement, i)))
     lines = [OPENING]
     for s, strip in enumerate(diagram.strips):
-        members = [i for i, box in enumerate(diagram.boxes) if box.strip == s]
         style = f'color="#C8C8C8", fillcolor="{PALE}", style="rounded,filled"' if strip.title else 'style="invis"'
         lines.append(f"  subgraph cluster_{s} {{")
-        lines.append(f'    graph [{style}, label="{strip.title or ""}", labeljust="l", margin="12"{_rectangle(placement, s)}];')
-        lines += [f"    {box_line(i, diagram.boxes[i], _centre(placement, i))}" for i in members]
+        lines.append(
+            f'    graph [{style}, label="{strip.title or ""}", labeljust="l", margin="12"{_rectangle(placement, s, strip)}];'
+        )
+        lines += [f"    {line}" for line in members[s]]
         lines.append("  }")
-    lines += [f"  {box_line(i, box, _centre(placement, i))}" for i, box in enumerate(diagram.boxes) if box.strip is None]
+    lines += [f"  {line}" for line in members[None]]
     lines += [f"  {arrow_line(arrow, _spline(placement, i))}" for i, arrow in enumerate(diagram.arrows)]
     return "\n".join([*lines, "}\n"])
 
@@ -85,15 +93,20 @@ def html_text(text: str) -> str:
     return html.escape(text).replace("&#x27;", "&#39;").replace("\\", "&#92;&#92;")
 
 
+def title_width(title: str) -> float:
+    """About how far a column's title reaches from the left, in points."""
+    return 10.0 + 6.0 * len(title) if title else 0.0
+
+
 def _centre(placement: Placement | None, i: int) -> str:
     return f', pos="{_point((placement.boxes[i].x, placement.boxes[i].y))}"' if placement else ""
 
 
-def _rectangle(placement: Placement | None, s: int) -> str:
+def _rectangle(placement: Placement | None, s: int, strip: Strip) -> str:
     if placement is None:
         return ""
     place = placement.strips[s]
-    title = _point((place.left + 26, place.top - 12))
+    title = _point((place.left + 5 + title_width(strip.title or "") / 2, place.top - 12))
     return f', bb="{_point((place.left, place.bottom))},{_point((place.right, place.top))}", lp="{title}"'
 
 

@@ -46,8 +46,8 @@ def metadata_label(params: Mapping[str, Any]) -> str:
     """
     if "key" in params:
         return shorten(f"[{', '.join(map(_index, params['key']))}]")
-    written = (f"{key}={_value(value)}" for key, value in params.items() if key not in TOLD_ELSEWHERE)
-    return shorten(", ".join(text for text in written if not text.endswith(("=False", "=None"))))
+    said = {key: value for key, value in params.items() if key not in TOLD_ELSEWHERE and _is_plain(value)}
+    return shorten(", ".join(f"{key}={_value(value)}" for key, value in said.items()))
 
 
 def shorten(text: str, longest: int = LONGEST) -> str:
@@ -63,6 +63,13 @@ def shorten(text: str, longest: int = LONGEST) -> str:
     return text if len(text) <= longest else f"{text[:half]}…{text[half - longest + 1 :]}"
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value says something, and the same each time: no None or False, no object with an address."""
+    if isinstance(value, tuple):
+        return all(isinstance(part, int | float | str | tuple) for part in value)
+    return isinstance(value, int | float | str) and value is not False
+
+
 def _value(value: Any) -> str:
     if isinstance(value, tuple) and len(value) == 1 and not isinstance(value[0], tuple):
         return _value(value[0])
@@ -73,4 +80,4 @@ def _index(entry: Any) -> str:
     if isinstance(entry, slice):
         start, stop = ("" if end is None else str(end) for end in (entry.start, entry.stop))
         return f"{start}:{stop}" + ("" if entry.step in (None, 1) else f":{entry.step}")
-    return "…" if entry is INDEX else "..." if entry is Ellipsis else str(entry)
+    return "array" if entry is INDEX else "..." if entry is Ellipsis else str(entry)

@@ -39,7 +39,7 @@ def place(diagram: Diagram, layout: Layout) -> Placement:
     strips: dict[int, list[int]] = defaultdict(list)
     for s, strip in enumerate(diagram.strips):
         strips[strip.row].append(s)
-    parts = _laid_out([_column_text(diagram, s) for s in range(len(diagram.strips))], layout)
+    parts = _laid_out(_column_texts(diagram), layout)
     laid_out = {s: (part.size, part.boxes) for s, part in enumerate(parts)}
     rows = {number: Row(diagram, members, laid_out) for number, members in strips.items()}
     leaders = _leaders(diagram, rows)
@@ -67,13 +67,17 @@ def _ends(diagram: Diagram, a: int) -> tuple[int | None, int | None]:
     return diagram.boxes[arrow.tail].strip, diagram.boxes[arrow.head].strip
 
 
-def _column_text(diagram: Diagram, s: int) -> str:
-    """The DOT text of one strip by itself."""
-    lines = [box_line(i, box) for i, box in enumerate(diagram.boxes) if box.strip == s]
-    lines += [
-        arrow_line(arrow, f', comment="{a}"') for a, arrow in enumerate(diagram.arrows) if _ends(diagram, a) == (s, s)
-    ]
-    return "\n".join([OPENING, *lines, "}\n"])
+def _column_texts(diagram: Diagram) -> list[str]:
+    """The DOT text of each strip by itself."""
+    lines = [[OPENING] for _ in diagram.strips]
+    for i, box in enumerate(diagram.boxes):
+        if box.strip is not None:
+            lines[box.strip].append(box_line(i, box))
+    for a, arrow in enumerate(diagram.arrows):
+        tail, head = _ends(diagram, a)
+        if tail is not None and tail == head:
+            lines[tail].append(arrow_line(arrow, f', comment="{a}"'))
+    return ["\n".join([*column, "}\n"]) for column in lines]
 
 
 def _leaders(diagram: Diagram, rows: Mapping[int, Row]) -> dict[int, int]:
@@ -124,9 +128,7 @@ def _cell(width: int, height: float, port: str = "") -> str:
     return f'<td {port}fixedsize="true" width="{width}" height="{height:.0f}"></td>' if width > 0 else ""
 
 
-def _joined(
-    diagram: Diagram, a: int, spline: Spline, rows: Mapping[int, Row], corners: Mapping[int, Rectangle]
-) -> Spline:
+def _joined(diagram: Diagram, a: int, spline: Spline, rows: Mapping[int, Row], corners: Mapping[int, Rectangle]) -> Spline:
     """An arrow's line outside the rows, with the ways inside them that lead to it and on from it."""
     tail, head = _ends(diagram, a)
     points = spline.points

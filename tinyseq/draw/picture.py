@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import os
 import re
-import secrets
 from pathlib import Path
 
 from tinyseq.draw.diagram import Diagram
 from tinyseq.draw.dot import to_dot
-from tinyseq.draw.layout import place
 from tinyseq.draw.render import DrawError, Layout, NoGraphviz
 
 __all__ = ["Picture"]
 
 MOST_PIXELS = 16_000  # along a side of a PNG, for programs give up or run out of memory on larger ones
+SIZE = re.compile(rb'(?:width|height)="([\d.]+)pt"')
 SUFFIXES = (".svg", ".png", ".pdf", ".dot", ".gv")
 
 
@@ -36,6 +35,7 @@ class Picture:
         self._diagram = diagram
         self._seconds = seconds
         self.dot = to_dot(diagram)
+        self._placed: str | None = None  # the same with the place of everything, once time steps are laid out
 
     def svg(self) -> str:
         """The picture as an SVG document.
@@ -43,9 +43,7 @@ class Picture:
         Raises:
             DrawError: Graphviz is missing, fails, or takes too long.
         """
-        from tinyseq.draw.svg import finished
-
-        return finished(self._rendered("svg"), self._diagram)
+        return self._svg(Layout(self._seconds))
 
     def png(self) -> bytes:
         """The picture as the content of a PNG file, twice as many pixels as points, or fewer if it is very large.
@@ -53,9 +51,7 @@ class Picture:
         Raises:
             DrawError: Graphviz is missing, fails, or takes too long.
         """
-        width, height = map(float, re.findall(rb'(?:width|height)="([\d.]+)pt"', self._rendered("svg"))[:2])
-        scale = min(2.0, MOST_PIXELS / max(width, height), (MOST_PIXELS / 2) / math.sqrt(width * height))
-        return self._rendered("png", f"-Gdpi={72 * scale:.2f}")
+        return self._png(Layout(self._seconds))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the picture to a file, in the format that its name's ending says: .svg, .png, .pdf, .dot or .gv.
@@ -83,7 +79,7 @@ class Picture:
             content = self.dot.encode()
         else:
             try:
-                content = self._content(suffix[1:])
+                content = self._content(suffix[1:], Layout(self._seconds))
             except NoGraphviz as error:
                 text = path.with_name(f"{path.name}.dot")
                 _write(text, self.dot.encode())
@@ -91,15 +87,29 @@ class Picture:
         _write(path, content)
         return path
 
-    def _content(self, form: str) -> bytes:
-        return self.svg().encode() if form == "svg" else self.png() if form == "png" else self._rendered(form)
+    def _content(self, form: str, layout: Layout) -> bytes:
+        if form == "svg":
+            return self._svg(layout).encode()
+        return self._png(layout) if form == "png" else self._rendered(form, layout)
 
-    def _rendered(self, form: str, *options: str) -> bytes:
-        layout = Layout(self._seconds)
-        if self._diagram.strips:
-            text = to_dot(self._diagram, place(self._diagram, layout))
-            return layout.run(text, "-Kneato", "-n2", f"-T{form}", *options)
-        return layout.run(self.dot, "-Kdot", f"-T{form}", *options)
+    def _svg(self, layout: Layout) -> str:
+        from tinyseq.draw.svg import finished
+
+        return finished(self._rendered("svg", layout), self._diagram)
+
+    def _png(self, layout: Layout) -> bytes:
+        width, height = map(float, SIZE.findall(self._rendered("svg", layout))[:2])
+        scale = min(2.0, MOST_PIXELS / max(width, height), (MOST_PIXELS / 2) / math.sqrt(width * height))
+        return self._rendered("png", layout, f"-Gdpi={72 * scale:.2f}")
+
+    def _rendered(self, form: str, layout: Layout, *options: str) -> bytes:
+        if not self._diagram.strips:
+            return layout.run(self.dot, "-Kdot", f"-T{form}", *options)
+        if self._placed is None:
+            from tinyseq.draw.layout import place
+
+            self._placed = to_dot(self._diagram, place(self._diagram, layout))
+        return layout.run(self._placed, "-Kneato", "-n2", f"-T{form}", *options)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         """What Jupyter shows: the SVG, or a sentence that says why there is none."""
@@ -108,22 +118,19 @@ class Picture:
         except DrawError as error:
             return {"text/plain": f"{self!r}: {error}"}
 
-    def _repr_svg_(self) -> str:
-        return self.svg()
-
     def __repr__(self) -> str:
         return f"<picture of {len(self._diagram.boxes)} boxes and {len(self._diagram.arrows)} arrows>"
 
 
 def _write(path: Path, content: bytes) -> None:
     """Put the content at ``path`` whole or not at all."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{target.name[:50]}.{os.urandom(4).hex()}.tmp")
         try:
             temporary.write_bytes(content)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DrawError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a ValueError is a path with a zero byte
+        raise DrawError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error

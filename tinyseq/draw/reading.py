@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tinyseq.draw.columns import Selection, select
+from tinyseq.draw.columns import FEW, Selection, boxed_constants, select
 from tinyseq.draw.cuts import shortened
 from tinyseq.draw.diagram import Arrow, Box, BoxKind, Diagram, Strip
 from tinyseq.draw.labels import array_label, metadata_label, number_label, shorten
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from tinyseq.nn import Module
 
 __all__ = ["Names", "read"]
-
-FEW = 3  # an operation of more inputs, such as concatenate, does not show its constants one by one
 
 
 def read(outputs: Sequence[Place], names: Module | Mapping[str, object] | None, limit: int) -> Diagram:
@@ -115,10 +114,13 @@ class _Reader:
                 if parent is not None and not (hidden and self.names.is_parameter(parent)):
                     self._arrow(self._box_of(parent, strip), head)
             if not hidden:
-                for i in _arrays_kept(place):
+                for i in boxed_constants(place):
                     self._arrow(self._constant(place.inputs[i], strip), head)  # type: ignore[index]
         arrows = [self._finished(tail, head, count) for (tail, head), count in self.arrows.items()]
-        return Diagram(tuple(self.boxes), tuple(arrows), tuple(self.strips))
+        # Where most is left out, a gap may be empty: its steps are far from the output, too.
+        kept = {s: k for k, s in enumerate(sorted({box.strip for box in self.boxes if box.strip is not None}))}
+        boxes = [replace(box, strip=None if box.strip is None else kept[box.strip]) for box in self.boxes]
+        return Diagram(tuple(boxes), tuple(arrows), tuple(self.strips[s] for s in kept))
 
     def _arrow(self, tail: int, head: int) -> None:
         far = self.boxes[head].kind == "gap" and self.boxes[head].strip is None
@@ -147,7 +149,7 @@ class _Reader:
             return self._gap_box(self.gap[place])
         name, parameter = self.names.of(place), self.names.is_parameter(place)
         if isinstance(place, Leaf):
-            lines = (array_label(place.shape, place.dtype),)
+            lines: tuple[str, ...] = (array_label(place.shape, place.dtype),)
             if parameter:
                 return self._add((place, strip), Box("parameter", name or "parameter", lines, strip))
             if not name and place not in self.index:
@@ -157,8 +159,9 @@ class _Reader:
         if place in self.index:
             return self.index[place]
         title = _title(place)
-        metadata = metadata_label(place.params)
-        lines = (*([metadata] if metadata else ()), array_label(place.shape, place.dtype))
+        # What has several results has no dtype itself.
+        described = "" if place.dtype is None else array_label(place.shape, place.dtype)
+        lines = tuple(filter(None, (metadata_label(place.params), described)))
         kind: BoxKind = "output" if place in self.outputs else "operation"
         return self._add(place, Box(kind, f"{name} = {title}" if name else title, lines, self.strip_of.get(place)))
 
@@ -174,20 +177,9 @@ class _Reader:
         return self._add((id(array), strip), box)
 
 
-def _arrays_kept(node: Node) -> list[int]:
-    """Which constant inputs get a box of their own: those that the tape has kept, if they are few and no plain numbers."""
-    if len(node.parents) > FEW:
-        return []
-    return [
-        i
-        for i, kept in enumerate(node.inputs or ())
-        if node.parents[i] is None and kept is not None and number_label(kept) is None
-    ]
-
-
 def _title(node: Node) -> str:
     """The primitive's name, and its operands where some are constants without a box: ``mul(·, 0.5)``."""
-    name, inputs, boxed = node.primitive.name, node.inputs or (), _arrays_kept(node)
+    name, inputs, boxed = node.primitive.name, node.inputs or (), boxed_constants(node)
     if len(node.parents) > FEW:
         return name
     operands = [

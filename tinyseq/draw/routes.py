@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tinyseq.draw.dot import title_width
+
 __all__ = ["Column", "Point", "Rectangle", "Spline", "rounded"]
 
 Point = tuple[float, float]
@@ -47,9 +49,10 @@ class Rectangle:
 class Column:
     """A column: its frame, its boxes in the ranks that Graphviz has set them in, and the ways that were found between."""
 
-    def __init__(self, frame: Rectangle, boxes: dict[int, Rectangle]) -> None:
+    def __init__(self, frame: Rectangle, boxes: dict[int, Rectangle], title: str = "") -> None:
         self.frame = frame
         self.boxes = boxes
+        self.title = Rectangle(frame.left, frame.top, frame.left + title_width(title), frame.top)
         ranks: dict[int, list[Rectangle]] = {}
         for box in boxes.values():
             ranks.setdefault(round(box.y), []).append(box)
@@ -100,6 +103,8 @@ class Column:
         """The x nearest to a box at which a line to the frame's edge meets no box of these ranks and no other line."""
         low, high = sorted((box.y, edge))
         passed = [other for rank in ranks for other in rank]
+        if edge == self.frame.top and self.title.right > self.title.left:
+            passed.append(self.title)
         lines = [x for x, bottom, top in self._lanes if bottom < high and top > low]
         beside = [x for other in passed for x in (other.left - CLEARANCE, other.right + CLEARANCE)]
         tries = [box.x, *(x + step * SPACING for x in (box.x, *beside) for step in range(-8, 9))]

@@ -50,7 +50,7 @@ class Row:
             (width, height), boxes = laid_out[s]
             frame = Rectangle(left, top - height - 2 * PADDING - HEADER, left + width + 2 * PADDING, top)
             dx, dy = frame.left + PADDING, frame.bottom + PADDING
-            self.columns[s] = Column(frame, {i: box.moved(dx, dy) for i, box in boxes.items()})
+            self.columns[s] = Column(frame, {i: box.moved(dx, dy) for i, box in boxes.items()}, diagram.strips[s].title or "")
             left = frame.right + GUTTER
         self.width = left - GUTTER
         self.height = FOOTER - min(column.frame.bottom for column in self.columns.values())

@@ -27,7 +27,9 @@ def finished(svg: bytes, diagram: Diagram) -> str:
         if title is None:
             continue
         name, kind = title.text or "", group.get("class")
-        if kind == "node":
+        if kind == "graph":
+            group.remove(title)
+        elif kind == "node":
             title.text = _words(diagram.boxes[int(name[1:])])
             _centre_texts(group)
         elif kind == "edge":

@@ -162,7 +162,7 @@ class BackendConformance:
 
     @pytest.fixture(autouse=True)
     def _in_force(self) -> Any:
-        self.b = self.backend if isinstance(self.backend, Backend) else get_backend(self.backend)
+        self.b = get_backend(self.backend)
         with use_backend(self.b), np.errstate(all="ignore"):
             yield
 
