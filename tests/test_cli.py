@@ -189,7 +189,7 @@ def test_a_script_that_a_signal_ended_gives_the_shells_status(checkout: Path) ->
 
 
 def draw_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tinyseq.cli", "draw", *words]
+    command = [sys.executable, "-P", "-m", "tinyseq.cli", "draw", *words]  # -P: as the script starts
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 

@@ -94,7 +94,7 @@ def run(cell: Any, arrays: dict[str, Any], options: dict[str, Any], unroll: bool
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=["numpy", "numba", "array-api-strict"])
 @pytest.mark.parametrize("dtype", [F64, F32], ids=str)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     cell=cells,
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 2, 3, 8, 11, 19])),

@@ -98,6 +98,10 @@ def test_what_new_tensors_are() -> None:
     assert ts.tensor([1, 2.5]).dtype == F32
     assert ts.tensor([]).dtype == F32
     assert ts.tensor([1], dtype=ts.float64).dtype == F64
+    assert ts.tensor(0.1, dtype=ts.float64).item() == 0.1  # not by way of float32
+    assert ts.as_tensor([0.1], dtype="float64").tolist() == [0.1]
+    assert ts.tensor(2**53 + 1).item() == 2**53 + 1
+    assert ts.tensor(-1.7, dtype=ts.int64).item() == -1
     assert ts.tensor([ts.tensor(1.0), ts.tensor(2.0)]).dtype == F32
     assert ts.zeros(2).dtype == F32
     assert ts.arange(3).dtype == I64
@@ -174,13 +178,13 @@ def test_float16_where_the_backend_has_it() -> None:
     assert x.grad is not None
     assert x.grad.dtype == ts.float16
     assert x.grad.tolist() == [2.0, 4.0]
-    with ts.use_backend(StrictBackend()), pytest.raises(DTypeError, match="strict.*float16.*float32"):
+    with ts.use_backend(StrictBackend()), pytest.raises(DTypeError, match=r"strict.*float16.*float32"):
         ts.zeros(2, dtype=ts.float16)
 
 
 @pytest.mark.parametrize("value", [1j, "a", None, object(), [1, "a"], np.array([1j]), np.array(["a"]), np.array([None])])
 def test_what_is_not_a_number(value: Any) -> None:
-    with pytest.raises(DTypeError, match="dtype|cannot make a tensor"):
+    with pytest.raises(DTypeError, match=r"dtype|cannot make a tensor"):
         ts.tensor(value)
 
 

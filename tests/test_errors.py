@@ -141,7 +141,7 @@ def test_mixed_backends_in_any_place(name: str) -> None:
         "where": lambda: ts.where(x > 0, x, y),
         "matmul": lambda: y @ x,
     }[name]
-    with pytest.raises(BackendError, match="numpy.*strict|strict.*numpy"):
+    with pytest.raises(BackendError, match=r"numpy.*strict|strict.*numpy"):
         act()
 
 
@@ -162,10 +162,7 @@ def test_an_unknown_backend_in_the_environment() -> None:
 
 
 def test_the_environment_chooses_the_backend_and_a_call_overrules_it() -> None:
-    code = (
-        "import tinyseq as ts; print(ts.current_backend().name)\n"
-        "ts.use_backend('numpy'); print(ts.current_backend().name)"
-    )
+    code = "import tinyseq as ts; print(ts.current_backend().name)\nts.use_backend('numpy'); print(ts.current_backend().name)"
     name = "numba" if importlib.util.find_spec("numba") else "numpy"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -70,6 +70,13 @@ def test_a_diamond_doubled_40_times() -> None:
     assert x.grad.item() == 2.0**40
 
 
+def test_a_diamond_is_dropped_without_a_walk() -> None:
+    y = leaf(1.0)
+    for _ in range(100_000):
+        y = y + y * 0.0
+    del y
+
+
 def test_a_diamond_of_products_to_the_second_order() -> None:
     """x ** 1024 at 1."""
     one = ts.tensor(1.0, dtype=ts.float64)
@@ -101,11 +108,26 @@ def test_time_is_linear_in_the_graph() -> None:
     assert min(_ladder(10_000) for _ in range(2)) < 40 * short
 
 
+def _memory(n: int) -> int:
+    x = leaf(1.0)
+    tracemalloc.start()
+    try:
+        y = x
+        for _ in range(n):
+            y = y + y * 0.1
+        y.backward()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_memory_is_linear_in_the_graph() -> None:
+    _memory(100)
+    assert _memory(4000) < 13 * _memory(400)
+
+
 # --- what is kept, and for how long -----------------------------------------------------------------------------------
-
-
-class Counted(np.ndarray):
-    """An array that can be counted: NumPy hands its type on to what is computed from it."""
 
 
 def _living(kind: type) -> int:

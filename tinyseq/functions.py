@@ -727,7 +727,8 @@ def softplus(x: Operand, beta: float = 1.0) -> Tensor:
     """``log(1 + exp(beta x)) / beta`` without overflow."""
     x = _floating(as_tensor(x))
     z = x * beta if beta != 1 else x
-    y = z.relu() + log1p(exp(-abs_(z)))
+    positive = z > 0  # not relu and abs, whose slopes at 0 are not those of a smooth function
+    y = where(positive, z, 0.0) + log1p(exp(where(positive, -z, z)))
     return y / beta if beta != 1 else y
 
 
@@ -968,6 +969,11 @@ def smooth_l1_loss(x: Operand, target: Operand, beta: float = 1.0, reduction: st
     return huber_loss(x, target, beta, reduction) / beta
 
 
+def _log_or_100(p: Tensor) -> Tensor:
+    zero = p <= 0
+    return where(zero, -100.0, log(where(zero, 1.0, p))).clip(-100.0)
+
+
 def binary_cross_entropy(p: Operand, target: Operand, weight: Operand | None = None, reduction: str = "mean") -> Tensor:
     """``-(t log p + (1 - t) log(1 - p))``; logarithms go no lower than -100, as in PyTorch."""
     p, target = as_tensor(p), as_tensor(target)
@@ -978,8 +984,7 @@ def binary_cross_entropy(p: Operand, target: Operand, weight: Operand | None = N
     fixed = p.detach()
     least = float(np.float32(1e-12))  # PyTorch's bound, a single-precision constant
     sure = fixed * (1 - fixed) < least
-    lowest = math.exp(-100)
-    at_fixed = target * log(fixed.clip(lowest)) + (1 - target) * log((1 - fixed).clip(lowest))
+    at_fixed = target * _log_or_100(fixed) + (1 - target) * _log_or_100(1 - fixed)
     bounded = (p - fixed) * ((fixed - target.detach()) / least) - at_fixed
     unsure = where(sure, 0.5, p)
     losses = where(sure, bounded, -(target * log(unsure) + (1 - target) * log(1 - unsure)))

@@ -236,9 +236,7 @@ def _kind(native: Any) -> int:
     except (AttributeError, KeyError):  # not NumPy's, or none that we have
         letter = canonical_dtype(native).kind
         if letter not in _KIND:
-            raise DTypeError(
-                f"tinyseq has no tensors of dtype {native}; use bool, an integer or a floating dtype"
-            ) from None
+            raise DTypeError(f"tinyseq has no tensors of dtype {native}; use bool, an integer or a floating dtype") from None
         return _KIND[letter]
 
 
@@ -1033,14 +1031,14 @@ def as_tensor(value: Operand, dtype: Any = None) -> Tensor:
         return value if dtype is None else value.astype(dtype)
     backend = current_backend()
     owner = None if isinstance(value, np.ndarray) else backend_of(value)
-    data = owner.ops.copy(value) if owner is not None else backend.asarray(np.array(_host_array(value)))
+    data = owner.ops.copy(value) if owner is not None else backend.asarray(np.array(_host_array(value, dtype)))
     _kind(data.dtype)
     result = Tensor(data)
     return result if dtype is None else result.astype(dtype)
 
 
-def _host_array(value: Any) -> np.ndarray[Any, Any]:
-    """Numbers, nested lists (of tensors too) as a NumPy array; Python floats as float32."""
+def _host_array(value: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
+    """Numbers, nested lists (of tensors too) as a NumPy array; Python floats in ``dtype``, float32 by default."""
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value)
     if hasattr(value, "__dlpack__") and not isinstance(value, Tensor):
@@ -1052,7 +1050,7 @@ def _host_array(value: Any) -> np.ndarray[Any, Any]:
     if array.dtype == object or array.dtype.kind in "USMmc":
         raise DTypeError(f"cannot make a tensor of {type(value).__name__} with elements of dtype {array.dtype}")
     if array.dtype == np.float64 and not _has_numpy_scalars(value):
-        array = array.astype(DEFAULT)
+        array = array.astype(DEFAULT if dtype is None else dtype)
     return array
 
 
@@ -1088,7 +1086,7 @@ def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor
     elif type(value) is backend.array_type:
         data = backend.ops.copy(value)
     else:
-        data = backend.asarray(np.array(_host_array(value), copy=True))
+        data = backend.asarray(np.array(_host_array(value, dtype), copy=True))
     _kind(data.dtype)
     result = Tensor(data)
     if dtype is not None:

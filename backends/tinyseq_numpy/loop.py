@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import math
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -48,11 +49,12 @@ class _Writer:
         self.once: list[str] = []
         self.each: list[str] = []
         self.still: set[Var] = set()  # values whose array is the same object at every step
+        self.whole: set[Var] = set()  # of these, the buffers themselves
         self.target: dict[Var, str] = {}
 
     def name(self, x: Operand) -> str:
         if not isinstance(x, Var):
-            return repr(x)
+            return repr(x) if math.isfinite(x) else self.constant(x)
         if x not in self.names:
             self.names[x] = f"v{len(self.names)}"
         return self.names[x]
@@ -69,18 +71,20 @@ class _Writer:
         else:
             self.once.append(f"{self.name(v)} = empty({v.shape!r}, {self.constant(v.dtype)})")
             self.still.add(v)
+            self.whole.add(v)
         return self.name(v)
 
     def equation(self, e: Equation) -> None:
         name, params = e.primitive.name, {key: self.constant(value) for key, value in e.params.items()}
         inputs = [self.name(x) for x in e.inputs]
         if name in VIEWS and len(e.inputs) == 1:
-            # A view of a buffer that stays where it is is taken once.
-            still = all(v in self.still for v in e.vars) and e.output not in self.target
+            # A view of a buffer that stays where it is is taken once. (A reshape of a view may be a copy.)
+            still = all(v in (self.whole if name == "reshape" else self.still) for v in e.vars) and e.output not in self.target
             lines = self.once if still else self.each
             if still:
                 self.still.add(e.output)
-            lines.append(f"{self.name(e.output)} = ops.{name}({_arguments(inputs, params)})")
+            view = "np.broadcast_to" if name == "broadcast_to" else f"ops.{name}"
+            lines.append(f"{self.name(e.output)} = {view}({_arguments(inputs, params)})")
             self.copy_to_target(e.output)
             return
         if name in UFUNCS:

@@ -28,6 +28,7 @@ __all__ = ["Body", "Opened", "Plan", "Program", "Step", "Total", "differentiate"
 FlatStep = Callable[..., tuple[Sequence[Any], Sequence[Any]]]
 
 # Operations that only say where an element is found.
+LINEAR = frozenset(("add", "sub", "neg", "reshape", "permute", "concatenate", "flip"))
 VIEWS = frozenset(("reshape", "permute", "broadcast_to", "getitem"))
 FUSABLE = ELEMENTWISE | {"concatenate"}
 CHEAP = FUSABLE | VIEWS
@@ -197,6 +198,8 @@ class Plan:
         step: the loop.
         after: equations that run once for all steps, on stacks.
         totals: what is summed over time in the end.
+        finally_: what is then done with the sums, once.
+        new_carry, written: the values that the step's outputs are (within the step they may have been computed otherwise).
         stacked: which values have a leading time axis in ``before`` and ``after``.
     """
 
@@ -205,6 +208,9 @@ class Plan:
     step: Step
     after: tuple[Equation, ...]
     totals: tuple[Total, ...]
+    finally_: tuple[Equation, ...]
+    new_carry: tuple[Operand, ...]
+    written: tuple[Var, ...]
     stacked: frozenset[Var]
 
     def __str__(self) -> str:
@@ -221,6 +227,8 @@ class Plan:
         for total in self.totals:
             inputs = ", ".join(names[v] for v in total.inputs or (total.var,))
             lines.append(f"sum over time: {names[total.var]} ({total.kind} of {inputs})")
+        if self.finally_:
+            lines += part("of the sums", self.finally_)
         return "\n".join(lines)
 
 
@@ -261,7 +269,7 @@ def _plan(
         outputs: values that are asked for at every step.
         sums: values whose sum over all steps is asked for.
     """
-    totals = _totals(equations, sums, _reachable(equations, (*carry, *stacks)))
+    totals, once = _totals(equations, sums, _reachable(equations, (*carry, *stacks)))
     asked = {*outputs, *(v for total in totals for v in total.inputs or (total.var,))}
     needed = _reaching(equations, (*new_carry, *asked))
     equations = [e for e in equations if e.output in needed]
@@ -347,33 +355,53 @@ def _plan(
         Step(graph.check(), len(carry), histories),
         tuple(after),
         totals,
+        once,
+        tuple(new_carry),
+        tuple(written),
         frozenset(timed),
     )
 
 
-def _totals(equations: Sequence[Equation], sums: Iterable[Var], timed: set[Var]) -> tuple[Total, ...]:
-    """How each sum over time is best taken."""
+def _totals(
+    equations: Sequence[Equation], sums: Iterable[Var], timed: set[Var]
+) -> tuple[tuple[Total, ...], tuple[Equation, ...]]:
+    """How each sum over time is best taken, and what is then done once to the sums: a linear operation waits until then."""
     made = {e.output: e for e in equations}
-    totals: list[Total] = []
-    for var in sums:
+    totals: dict[Var, Total] = {}
+    once: list[Equation] = []
+
+    def total(var: Var) -> None:
+        if var in totals or any(e.output is var for e in once):
+            return
         e = made.get(var)
         if var not in timed:
-            totals.append(Total(var, "fixed"))
-            continue
-        if e is not None and e.primitive.name == "matmul":
-            left, right = e.inputs
-            turned = made.get(left) if isinstance(left, Var) else None
-            if turned is not None and turned.primitive.name == "permute" and turned.params["axes"] == (-1, -2):
-                rows = turned.inputs[0]
-                if rows in timed and right in timed and len(rows.shape) == len(right.shape) == 2:  # type: ignore[union-attr]
-                    totals.append(Total(var, "product", (rows, right)))  # type: ignore[arg-type]
-                    continue
-        if e is not None and e.primitive.name == "scatter_add" and len(e.inputs) > 1 and all(v in timed for v in e.inputs):
-            if all(entry is INDEX for entry in e.params["key"]):
-                totals.append(Total(var, "scatter", tuple(e.vars), e.params))
-                continue
-        totals.append(Total(var, "stack"))
-    return tuple(totals)
+            totals[var] = Total(var, "fixed")
+        elif e is not None and e.primitive.name in LINEAR and all(isinstance(x, Var) for x in e.inputs):
+            for x in e.vars:
+                total(x)
+            once.append(e)
+        else:
+            totals[var] = (e and _in_one_go(e, made, timed)) or Total(var, "stack")
+
+    for var in sums:
+        total(var)
+    return tuple(totals.values()), tuple(once)
+
+
+def _in_one_go(e: Equation, made: dict[Var, Equation], timed: set[Var]) -> Total | None:
+    """A sum over time of products as one product, or of scatters as one scatter."""
+    if e.primitive.name == "matmul":
+        left, right = e.inputs
+        turned = made.get(left) if isinstance(left, Var) else None
+        if turned is not None and turned.primitive.name == "permute" and turned.params["axes"] == (-1, -2):
+            rows = turned.inputs[0]
+            if isinstance(rows, Var) and isinstance(right, Var) and {rows, right} <= timed:
+                if len(rows.shape) == len(right.shape) == 2:
+                    return Total(e.output, "product", (rows, right))
+    keyed = len(e.inputs) > 1 and all(entry is INDEX for entry in e.params.get("key", ()))
+    if e.primitive.name == "scatter_add" and keyed and all(v in timed for v in e.inputs):
+        return Total(e.output, "scatter", tuple(e.vars), e.params)
+    return None
 
 
 def _hoist(graph: Graph) -> tuple[list[Equation], tuple[Equation, ...]]:

@@ -55,6 +55,8 @@ class Runner:
         env = {**env, **dict(zip(body.cotangents[body.carries :], ys, strict=True))}
         first = _run(ops, plan, self._backward, env, body.cotangents[: body.carries], last, steps, not reverse)
         totals = {total.var: _total(ops, total, plan, env, steps) for total in plan.totals}
+        for e in plan.finally_:
+            totals[e.output] = getattr(ops, e.primitive.name)(*(_value(totals, x) for x in e.inputs), **e.params)
         of_xs = body.gradients[body.carries : body.carries + body.xs]
         of_closed = body.gradients[body.carries + body.xs :]
         return [
@@ -86,10 +88,10 @@ def _run(
         first, rest = (ops.getitem(history, key=(part,)) for part in (slice(None, -1), slice(1, None)))
         into, out = (rest, first) if reverse else (first, rest)
         env[carry[i]] = into
-        new = step.new_carry[i]
+        new = plan.new_carry[i]
         if isinstance(new, Var):
             env.setdefault(new, out)
-    env.update({v: a for v, a in zip(step.written, written, strict=True) if isinstance(v, Var)})
+    env.update(zip(plan.written, written, strict=True))
     _lift(ops, plan.after, plan, env, steps)
     return last
 

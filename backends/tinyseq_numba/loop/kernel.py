@@ -209,7 +209,12 @@ class _Writer:
         single_copies = [(v, p) for v, p in copies if width_of(v, self.rows) == 1]
         scalars: dict[Var, Any] = {}
         if singles or single_copies:
+            sums = [e for e in singles if e.primitive.name in COLUMNS]  # over rows of one number
+            for e in sums:
+                self._start(e)
             scalars = self._body(row, I64(0), 1, singles, single_copies, {})
+            for e in sums:
+                self._finish(row, e)
         widths = dict.fromkeys([*(self._width(e) for e in equations), *(width_of(v, self.rows) for v, _ in copies)])
         for width in widths:
             if width == 1:

@@ -217,6 +217,7 @@ class _Planner:
                 raise Unsupported(f"{name} over axis {e.params['axis']}")
             stage, phase = self._ready(e)
             self.level[out] = (stage, phase + 1)
+            self._in_memory(out)
         elif name in SUPPORTED:
             widths = {width_of(v, self.rows) for v in e.vars} - {1}
             if widths - {width_of(out, self.rows)} or (name == "reshape" and widths and out.shape[-1] == 1):
