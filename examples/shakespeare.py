@@ -237,7 +237,9 @@ def plot(run: Run, path: Path) -> None:
 def draw(run: Run, *paths: Path) -> None:
     """The graph of the model over three steps of one row."""
     chunk = next(TextStream(run.held_out[:4] if len(run.held_out) > 3 else np.zeros(4, int), batch=1, chunk=3))
+    run.model.recurrent.unroll = True  # every step by itself, where training runs one loop
     loss, _ = run.model.loss(chunk.inputs, chunk.targets)
+    run.model.recurrent.unroll = False
     for path in paths:
         ts.draw(loss, names=run.model).save(path)
 

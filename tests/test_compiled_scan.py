@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strict_backend import StrictBackend
 
 import tinyseq as ts
-from strict_backend import StrictBackend
 
 BACKENDS: list[Any] = ["numpy", "numba", StrictBackend()]
 F64, F32 = np.dtype("float64"), np.dtype("float32")
@@ -74,7 +74,7 @@ def make_step(cell: Any, weights: dict[str, ts.Tensor]) -> Any:
             else:
                 pool.append(a * weights["scale"] + weights["shift"])
         pool = [ts.tanh(v) for v in pool]  # bounded, so that T steps stay comparable
-        pick = lambda i: pool[(len(pool) - 1 - i) % len(pool)]  # noqa: E731
+        pick = lambda i: pool[(len(pool) - 1 - i) % len(pool)]
         return {"h": pick(new_h), "c": pick(new_c)}, (pick(output), pick(new_h) * 0.5)
 
     return step

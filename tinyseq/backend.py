@@ -283,7 +283,7 @@ def backends() -> list[BackendInfo]:
             kind = _backend_class(name)
             reason, install = kind.unavailable(), kind.install
             backend = None if reason else get_backend(name)
-        except BackendError as error:
+        except (BackendError, ImportError) as error:
             reason, install, backend = str(error), "", None
         version, device = (backend.version, backend.device) if backend else ("", "")
         lines.append(BackendInfo(name, version, device, backend is not None, reason or "", install))

@@ -145,7 +145,7 @@ def source(step: Step) -> tuple[str, dict[str, Any]]:
         w.each_line(line)
     # The next step must not find its input overwritten: a carry in a buffer that stays is copied.
     news = []
-    for i, new in enumerate(step.new_carry):
+    for _i, new in enumerate(step.new_carry):
         copied = isinstance(new, Var) and new in w.still and new not in step.graph.closed
         news.append(f"{w.name(new)}.copy()" if copied else w.name(new))
     if news:
@@ -183,4 +183,4 @@ def compile_loop(step: Step, backend: Backend) -> Callable[..., tuple[list[Array
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)  # so that a traceback shows it
     space: dict[str, Any] = {"np": np, "empty": np.empty, "asarray": np.asarray, "ops": backend.ops, **constants}
     exec(compile(text, name, "exec"), space)
-    return space["loop"]  # type: ignore[no-any-return]
+    return space["loop"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from tinyseq import mode
 from tinyseq.array_api import INDEX
-from tinyseq.compiler.passes import ARITHMETIC, ELEMENTWISE, dead_code, merge_products, narrow, simplify
+from tinyseq.compiler.passes import ARITHMETIC, ELEMENTWISE, merge_products, narrow, simplify
 from tinyseq.compiler.trace import Trace, Traced, graph_of
 from tinyseq.graph import Equation, Graph, Names, Operand, Var
 from tinyseq.tape import walk
@@ -123,13 +123,11 @@ def differentiate(opened: Opened, carries: int, wanted: Sequence[bool]) -> Body:
     closed_before = [inner for _, inner in tracer.closed.values()]
     with mode.changed(recording=True):
         cotangents = [tracer.new(y.shape, y.dtype) for y in outputs]
-        starts = [
-            (y.node, g) for y, g in zip(outputs, cotangents, strict=True) if y.dtype.kind == "f" and y.node is not None
-        ]
+        starts = [(y.node, g) for y, g in zip(outputs, cotangents, strict=True) if y.dtype.kind == "f" and y.node is not None]
         places = [x.node for x in (*arguments, *closed_before) if x.node is not None]
         asked = {place for i, (place, w) in enumerate(zip(places, wanted, strict=True)) if w or i < carries}
         found = walk(recorded, starts, asked, retain=True)
-        gradients = [found.get(place) if w or i < carries else None for i, (place, w) in enumerate(zip(places, wanted, strict=True))]
+        gradients = [found.get(place) if place in asked else None for place in places]
         for i in range(carries):  # the loop carries it on, so it must be a value
             if gradients[i] is None:
                 x = arguments[i]
@@ -395,9 +393,9 @@ def _in_one_go(e: Equation, made: dict[Var, Equation], timed: set[Var]) -> Total
         turned = made.get(left) if isinstance(left, Var) else None
         if turned is not None and turned.primitive.name == "permute" and turned.params["axes"] == (-1, -2):
             rows = turned.inputs[0]
-            if isinstance(rows, Var) and isinstance(right, Var) and {rows, right} <= timed:
-                if len(rows.shape) == len(right.shape) == 2:
-                    return Total(e.output, "product", (rows, right))
+            both = isinstance(rows, Var) and isinstance(right, Var) and {rows, right} <= timed
+            if both and len(rows.shape) == len(right.shape) == 2:  # type: ignore[union-attr]
+                return Total(e.output, "product", (rows, right))  # type: ignore[arg-type]
     keyed = len(e.inputs) > 1 and all(entry is INDEX for entry in e.params.get("key", ()))
     if e.primitive.name == "scatter_add" and keyed and all(v in timed for v in e.inputs):
         return Total(e.output, "scatter", tuple(e.vars), e.params)
@@ -544,8 +542,7 @@ def lifted(ops: Any, e: Equation, operands: Sequence[Any], times: Sequence[bool]
     if name in ELEMENTWISE or name in ("broadcast_to", "matmul"):
         rank = len(e.output.shape)
         aligned = [
-            _aligned(ops, x, v, rank, steps) if timed else x
-            for x, v, timed in zip(operands, e.inputs, times, strict=True)
+            _aligned(ops, x, v, rank, steps) if timed else x for x, v, timed in zip(operands, e.inputs, times, strict=True)
         ]
         if name == "broadcast_to":
             return run(aligned[0], shape=(steps, *_sizes(e, aligned[0])))
@@ -567,7 +564,7 @@ def lifted(ops: Any, e: Equation, operands: Sequence[Any], times: Sequence[bool]
 
 
 def _sizes(e: Equation, x: Any) -> tuple[int, ...]:
-    return e.params["shape"]  # type: ignore[no-any-return]
+    return e.params["shape"]
 
 
 def _aligned(ops: Any, x: Any, v: Operand, rank: int, steps: int) -> Any:
@@ -591,8 +588,7 @@ def _lifted_index(ops: Any, e: Equation, operands: Sequence[Any], times: Sequenc
     # Every step has its own array: one more index says which.
     rank = max(len(v.shape) for v in e.inputs[1:] if isinstance(v, Var))
     indices = [
-        _aligned(ops, i, v, rank, steps) if timed else i
-        for i, v, timed in zip(indices, e.inputs[1:], times[1:], strict=True)
+        _aligned(ops, i, v, rank, steps) if timed else i for i, v, timed in zip(indices, e.inputs[1:], times[1:], strict=True)
     ]
     which = ops.reshape(ops.arange(steps), shape=(steps, *(1,) * rank))
     return run(x, which, *indices, key=(INDEX, *key), **shape)

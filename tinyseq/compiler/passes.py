@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,11 +14,53 @@ from tinyseq.primitives import TABLE, Primitive
 
 # Operations on corresponding elements.
 ARITHMETIC = frozenset(
-    ("neg", "abs", "sign", "floor", "round", "relu", "clip", "cast", "copy", "add", "sub", "mul", "where", "maximum", "minimum")
-    + ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "logical_not", "isfinite", "isnan")
+    (
+        "neg",
+        "abs",
+        "sign",
+        "floor",
+        "round",
+        "relu",
+        "clip",
+        "cast",
+        "copy",
+        "add",
+        "sub",
+        "mul",
+        "where",
+        "maximum",
+        "minimum",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "logical_and",
+        "logical_or",
+        "logical_xor",
+        "logical_not",
+        "isfinite",
+        "isnan",
+    )
 )
 ELEMENTWISE = ARITHMETIC | frozenset(
-    ("exp", "expm1", "log", "log1p", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos", "div", "power", "remainder", "floor_divide")
+    (
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "sqrt",
+        "tanh",
+        "sigmoid",
+        "erf",
+        "sin",
+        "cos",
+        "div",
+        "power",
+        "remainder",
+        "floor_divide",
+    )
 )
 
 __all__ = [
@@ -118,9 +161,9 @@ def fold(graph: Graph) -> Graph:
                 (name in ("mul", "div", "power") and _is(second, 1)) or (name in ("add", "sub") and _is(second, 0))
             ):
                 return first
-        if len(e.inputs) == 2 and isinstance(e.inputs[1], Var) and e.inputs[1].shape == e.output.shape:
-            if (name == "mul" and _is(first, 1)) or (name == "add" and _is(first, 0)):
-                return e.inputs[1]
+        neutral = (name == "mul" and _is(first, 1)) or (name == "add" and _is(first, 0))
+        if neutral and isinstance(e.inputs[1], Var) and e.inputs[1].shape == e.output.shape:
+            return e.inputs[1]
         if name == "concatenate":
             return _flattened(e, made, emit)
         inner = made.get(first) if isinstance(first, Var) else None
@@ -179,7 +222,7 @@ def join_slices(graph: Graph) -> Graph:
         if sides[0] is None or sides[1] is None:
             return None
         spans = sorted([*sides[0], *sides[1]])
-        if any(a[1] > b[0] for a, b in zip(spans, spans[1:], strict=False)):
+        if any(a[1] > b[0] for a, b in itertools.pairwise(spans)):
             return None
         return {**sides[0], **sides[1]}
 
@@ -305,7 +348,7 @@ def merge_products(graph: Graph) -> Graph:
     for e in graph.equations:
         if e.primitive.name == "matmul":
             left, right = e.inputs
-            if isinstance(left, Var) and left not in fixed and right in fixed and len(right.shape) == 2:  # type: ignore[union-attr]
+            if isinstance(left, Var) and left not in fixed and right in fixed and len(right.shape) == 2:
                 groups.setdefault(left, []).append(e)
     member = {e.output: group for group in groups.values() if len(group) > 1 for e in group}
     if not member:
@@ -336,8 +379,16 @@ def merge_products(graph: Graph) -> Graph:
 
 def simplify(graph: Graph) -> Graph:
     """All passes that hold whatever the graph is for, in order."""
-    for one in (dead_code, split_products, fold, common_subexpressions, join_slices, narrow, common_subexpressions, fold, dead_code):
+    for one in (
+        dead_code,
+        split_products,
+        fold,
+        common_subexpressions,
+        join_slices,
+        narrow,
+        common_subexpressions,
+        fold,
+        dead_code,
+    ):
         graph = one(graph)
     return graph.check()
-
-

@@ -45,9 +45,7 @@ class Runner:
         assert isinstance(y, Var)
         return env[y] if y in plan.stacked else self.backend.ops.broadcast_to(env[y], shape=(steps, *y.shape))
 
-    def backward(
-        self, env: Env, last: Sequence[Array], ys: Sequence[Array], steps: int, reverse: bool
-    ) -> list[Array | None]:
+    def backward(self, env: Env, last: Sequence[Array], ys: Sequence[Array], steps: int, reverse: bool) -> list[Array | None]:
         """From the cotangents of the last carry and of the outputs to those of carry, xs and what was closed over."""
         if self._backward is None:
             self._backward = self.backend.compile_loop(self.program.backward.step)

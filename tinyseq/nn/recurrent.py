@@ -34,6 +34,9 @@ class Recurrent(Module):
         reverse: run from the last step to the first; outputs stay in the order of the inputs.
         batch_first: whether inputs, resets and outputs are (B, T, ...) and not (T, B, ...).
 
+    Set the attribute ``unroll`` to record every step on the tape, as ``ts.scan(..., unroll=True)`` does: for a cell that
+    branches on values or draws random numbers, and for pictures of the steps.
+
     Raises:
         DTypeError: ``cell`` is no cell.
 
@@ -48,6 +51,8 @@ class Recurrent(Module):
     >>> ys.reshape(-1).tolist(), total.item()
     ([1.0, 3.0, 6.0], 6.0)
     """
+
+    unroll = False
 
     def __init__(self, cell: Any, reverse: bool = False, batch_first: bool = False) -> None:
         if not callable(cell) or not hasattr(cell, "initial_state"):
@@ -82,12 +87,15 @@ class Recurrent(Module):
             if not leaves:
                 raise ShapeError("Recurrent without inputs does not know the batch size; give a state")
             state = self.cell.initial_state(leaves[0].shape[1])
-        state, ys = scan(_as_step(self.cell), state, xs, reverse=self.reverse, lengths=lengths, resets=resets)
+        step = _as_step(self.cell)
+        state, ys = scan(step, state, xs, reverse=self.reverse, lengths=lengths, resets=resets, unroll=self.unroll)
         return (_exchanged(ys) if self.batch_first else ys), state
 
 
 class _Stack(Gated):
     """L layers of a cell in D directions: the inputs of a layer are the outputs of the one below."""
+
+    unroll = False  # as in Recurrent
 
     def __init__(
         self,
@@ -164,7 +172,7 @@ class _Stack(Gated):
             for suffix in self._directions:
                 cell = self.equations(*self._weights(f"_l{layer}{suffix}"))
                 before = tree_map(lambda part: part[len(final)], start)
-                after, y = scan(_as_step(cell), before, x, reverse=bool(suffix), lengths=lengths)
+                after, y = scan(_as_step(cell), before, x, reverse=bool(suffix), lengths=lengths, unroll=self.unroll)
                 outputs.append(y)
                 final.append(after)
             x = outputs[0] if len(outputs) == 1 else concatenate(outputs, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import os
 import secrets
 import warnings
@@ -66,7 +67,7 @@ def _function(text: str) -> Function:
     engine.finalize_object()
     _engines.append(engine)
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5, ctypes.c_void_p)  # releases the interpreter's lock
-    return kind(engine.get_function_address("loop"))  # type: ignore[return-value]
+    return kind(engine.get_function_address("loop"))
 
 
 # --- machine code on the disk -----------------------------------------------------------------------------------------
@@ -191,8 +192,7 @@ class _Loop:
             self.function(0, batch, batch, steps, reverse, pointers)
             return
         pending = [
-            _pool(shares - 1).submit(self.function, a, b, batch, steps, reverse, pointers)
-            for a, b in zip(edges[1:-1], edges[2:], strict=True)
+            _pool(shares - 1).submit(self.function, a, b, batch, steps, reverse, pointers) for a, b in itertools.pairwise(edges)
         ]
         self.function(0, edges[1], batch, steps, reverse, pointers)
         for one in pending:

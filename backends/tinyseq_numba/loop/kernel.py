@@ -1,10 +1,10 @@
 """A step as LLVM code: one function that takes a share of the batch through all T steps.
 
-    for each step
-      for each stage
-        for each row of the share
-          for each phase: the numbers that are one a row, then the columns, a vector at a time
-        the products that follow the stage
+for each step
+  for each stage
+    for each row of the share
+      for each phase: the numbers that are one a row, then the columns, a vector at a time
+    the products that follow the stage
 """
 
 from __future__ import annotations
@@ -128,10 +128,7 @@ class _Writer:
             if kind in ("in", "out"):
                 kept = i in self.step.histories
                 pointer = self.pointers[self.offsets["history" if kept else "carry"] + i]
-                if kept:
-                    index = self.now[kind]
-                else:
-                    index = self.now["parity"] if kind == "in" else b.xor(self.now["parity"], I64(1))
+                index = self.now[kind] if kept else self.now["parity"] if kind == "in" else b.xor(self.now["parity"], I64(1))
             else:
                 pointer = self.pointers[self.offsets[kind] + i]
                 index = self.now["t"] if kind in ("stack", "written") else None
@@ -143,7 +140,7 @@ class _Writer:
         """Compute the addresses before the loops that use them."""
         for place in (*self.layout.reads.values(), *(p for places in self.layout.writes.values() for p in places)):
             self._base(place)
-        for _, place in self.copies:
+        for _, place in self.layout.copies:
             self._base(place)
 
     def _at(self, pointer: Any, dtype: np.dtype[Any], index: Any) -> Any:
@@ -157,14 +154,10 @@ class _Writer:
 
     # Stages and phases
 
-    @property
-    def copies(self) -> list[tuple[Var, Place]]:
-        return self.layout.copies
-
     def _stage(self, stage: int) -> None:
         b, layout = self.b, self.layout
         equations = [e for e in layout.equations if self._pass_of(e)[0] == stage]
-        copies = [(v, p) for v, p in self.copies if layout.level[v][0] == stage]
+        copies = [(v, p) for v, p in self.layout.copies if layout.level[v][0] == stage]
         if equations or copies:
             phases = sorted({self._pass_of(e)[1] for e in equations} | {layout.level[v][1] for v, _ in copies})
             with loop(b, self.first, self.last) as row:

@@ -138,11 +138,21 @@ class _Planner:
         for e in step.graph.equations:
             self._place(e)
         self._outputs()
-        kept = tuple(e for e in step.graph.equations if e.primitive.name not in ("matmul", "concatenate") and e.output not in self.views)
+        moved = ("matmul", "concatenate")
+        kept = tuple(e for e in step.graph.equations if e.primitive.name not in moved and e.output not in self.views)
         stages = 1 + max((level[0] for level in self.level.values()), default=0)
         return Layout(
-            kept, self.level, self.reads, self.writes, frozenset(self.rows), self.products, tuple(self.packed), tuple(self.scratch), stages, tuple(self.copies)
-        )  # fmt: skip
+            kept,
+            self.level,
+            self.reads,
+            self.writes,
+            frozenset(self.rows),
+            self.products,
+            tuple(self.packed),
+            tuple(self.scratch),
+            stages,
+            tuple(self.copies),
+        )
 
     def _find_rows(self) -> None:
         """Which values differ from sequence to sequence; raises for shapes with more than a batch and a feature axis."""
@@ -156,7 +166,8 @@ class _Planner:
                 raise Unsupported(f"a value of shape {v.shape}")
             if not v.shape or v.shape[0] != self.batch:
                 continue
-            stretched = any(len(e.output.shape) == 2 and e.primitive.name in SUPPORTED - {"reshape"} for e in consumers.get(v, ()))
+            spread = [e for e in consumers.get(v, ()) if e.primitive.name in SUPPORTED - {"reshape"}]
+            stretched = any(len(e.output.shape) == 2 for e in spread)
             weight = any(e.primitive.name == "matmul" and e.inputs[1] is v for e in consumers.get(v, ()))
             if (len(v.shape) == 2 and not weight) or (len(v.shape) == 1 and not stretched) or v in step.carry:
                 rows.add(v)
@@ -260,7 +271,7 @@ class _Planner:
 
     def _join(self, e: Equation) -> None:
         out = e.output
-        if e.params["axis"] != -1 or out not in self.rows or any(not isinstance(v, Var) or v not in self.rows for v in e.inputs):
+        if e.params["axis"] != -1 or not all(isinstance(v, Var) and v in self.rows for v in (out, *e.inputs)):
             raise Unsupported("concatenate other than of features")
         place = self._output_place(out) or self._new_scratch(out.shape[-1], out.dtype)
         column, level = 0, (0, 0)

@@ -89,7 +89,7 @@ def define_product(module: ir.Module, dtype: np.dtype[Any]) -> ir.Function:
     return function
 
 
-class loop:  # noqa: N801 (reads as a statement)
+class loop:
     """``with loop(builder, start, stop, step) as i:`` writes a counting loop around what is built inside."""
 
     def __init__(self, builder: ir.IRBuilder, start: Any, stop: Any, step: int = 1) -> None:

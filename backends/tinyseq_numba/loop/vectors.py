@@ -18,7 +18,7 @@ from llvmlite import ir
 __all__ = ["SUPPORTED", "Vectors", "compute"]
 
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
-FLOATS = {np.dtype("float32"): ir.FloatType(), np.dtype("float64"): ir.DoubleType()}
+FLOATS: dict[np.dtype[Any], ir.Type] = {np.dtype("float32"): ir.FloatType(), np.dtype("float64"): ir.DoubleType()}
 
 Value = Any
 
