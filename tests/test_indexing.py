@@ -130,6 +130,10 @@ MASK = np.array([[True, False, True], [False, False, True]])
         ((3, 4, 5), (0, slice(None), np.array([1, 1]))),
         ((3, 4, 5), (slice(None), 0, np.array([1, 1]))),
         ((3, 4, 5), (np.array(1), slice(1, 3))),
+        # An Ellipsis between index arrays separates them, also where it stands for no axis.
+        ((3, 4, 5), (slice(None), np.array([0, 2]), Ellipsis, np.array([1, 1]))),
+        ((3, 4, 5), (slice(None), np.array([0, 2]), Ellipsis, 0)),
+        ((3, 4, 5), (slice(None), Ellipsis, np.array([0, 2]), 0)),
         ((3, 4), (np.int64(1), np.int32(-1))),
         ((3,), (np.array([1, 2], np.int32),)),
         ((3,), (np.array([1, 2], np.uint8),)),

@@ -140,11 +140,13 @@ def operations(xp: Any) -> dict[str, Operation]:
 
     def getitem(x: Array, *indices: Array, key: tuple[Any, ...]) -> Array:
         """Slices first, then one look-up of flat positions: the standard indexes with whole tuples of arrays only."""
-        key = full_key(key, x.shape)
         if not indices:
-            return x[key]
+            return x[full_key(key, x.shape)]
+        # In the key as it was written: as NumPy has it, an Ellipsis between them separates even where it stands for no axis.
+        spoken = [i for i, entry in enumerate(key) if entry is INDEX or isinstance(entry, int)]
+        together = spoken == list(range(spoken[0], spoken[-1] + 1))
+        key = full_key(key, x.shape)
         advanced = [i for i, entry in enumerate(key) if entry is INDEX or isinstance(entry, int)]
-        together = advanced == list(range(advanced[0], advanced[-1] + 1))
         rest = iter(indices)
         arrays = [
             next(rest) if entry is INDEX else xp.asarray(entry, dtype=xp.int64)
