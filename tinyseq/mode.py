@@ -37,9 +37,17 @@ class Observer(Protocol):
 
 
 class Mode:
-    """Immutable; ``changed`` and ``replace`` install a new one."""
+    """Immutable; ``changed`` and ``replace`` install a new one.
 
-    __slots__ = ("backend", "observer", "recording", "scope")
+    Attributes:
+        recording: whether operations are put on the tape.
+        backend: the backend in force, or None for the process's.
+        scope: where in the program this is.
+        observer: who watches.
+        tracing: whether a function runs once to see what it does; random numbers are refused then.
+    """
+
+    __slots__ = ("backend", "observer", "recording", "scope", "tracing")
 
     def __init__(
         self,
@@ -47,11 +55,13 @@ class Mode:
         backend: Backend | None = None,
         scope: Scope | None = None,
         observer: Observer | None = None,
+        tracing: bool = False,
     ) -> None:
         self.recording = recording
         self.backend = backend
         self.scope = scope
         self.observer = observer
+        self.tracing = tracing
 
     def but(self, **changes: Any) -> Mode:
         """This mode with some fields changed."""
@@ -99,7 +109,7 @@ class scope:
     def __enter__(self) -> None:
         m = current()
         inner = Scope(m.scope, self._kind, self._name)
-        self._token = _variable.set(Mode(m.recording, m.backend, inner, m.observer))
+        self._token = _variable.set(Mode(m.recording, m.backend, inner, m.observer, m.tracing))
 
     def __exit__(self, *error: object) -> None:
         _variable.reset(self._token)

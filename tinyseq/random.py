@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from tinyseq import mode
 from tinyseq.backend import Backend, current_backend
 from tinyseq.creation import _shape
-from tinyseq.errors import ShapeError
+from tinyseq.errors import GraphError, ShapeError
 from tinyseq.tensor import DEFAULT, Tensor, as_tensor, bool_, int64
 
 __all__ = [
@@ -52,6 +53,11 @@ def manual_seed(seed: int) -> None:
 
 
 def _generator() -> tuple[Backend, Any]:
+    if mode.current().tracing:
+        raise GraphError(
+            "random numbers inside a traced function would be drawn once and stay the same at every step; "
+            "draw them before and pass them in, for scan as part of xs, or use scan(..., unroll=True)"
+        )
     backend = current_backend()
     family = backend.generator_family
     if family not in _generators:

@@ -102,7 +102,7 @@ def open_body(step: FlatStep, carry: Sequence[Any], xs: Sequence[Any]) -> Opened
     """
     tracer = Trace()
     arguments = [tracer.new(x.shape, x.dtype) for x in (*carry, *xs)]
-    with mode.changed(recording=True):
+    with mode.changed(recording=True, tracing=True):
         after, ys = step(*arguments)
         outputs = [tracer.inside(as_tensor(y)) for y in (*after, *ys)]
     return Opened(tracer, arguments, outputs, graph_of(tracer, arguments, outputs))
@@ -121,7 +121,7 @@ def differentiate(opened: Opened, carries: int, wanted: Sequence[bool]) -> Body:
         graph = simplify(opened.traced.graph)
         return Body(graph, carries, len(arguments) - carries, len(outputs) - carries, opened.traced.closed)
     closed_before = [inner for _, inner in tracer.closed.values()]
-    with mode.changed(recording=True):
+    with mode.changed(recording=True, tracing=True):
         cotangents = [tracer.new(y.shape, y.dtype) for y in outputs]
         starts = [(y.node, g) for y, g in zip(outputs, cotangents, strict=True) if y.dtype.kind == "f" and y.node is not None]
         places = [x.node for x in (*arguments, *closed_before) if x.node is not None]

@@ -45,14 +45,6 @@ class Trace(Tracer):
         """Nowhere: checks that look at values are left out."""
         return "trace"
 
-    @property
-    def generator_family(self) -> str:  # type: ignore[override]
-        """There are none: a traced function is called once, and would use the same numbers ever after."""
-        raise GraphError(
-            "random numbers inside a traced function would be drawn once and stay the same at every step; "
-            "draw them before and pass them in, for scan as part of xs"
-        )
-
     def new(self, shape: Sequence[int], dtype: Any, name: str | None = None) -> Tensor:
         """A traced Tensor that is an input of the graph."""
         shape = tuple(shape)
@@ -131,7 +123,7 @@ def trace(f: Callable[..., Sequence[Any]], inputs: Sequence[Any], names: Sequenc
     tracer = Trace()
     names = [*names, *[None] * (len(inputs) - len(names))]
     arguments = [tracer.new(x.shape, x.dtype, name) for x, name in zip(inputs, names, strict=True)]
-    with mode.changed(recording=True):
+    with mode.changed(recording=True, tracing=True):
         outputs = [tracer.inside(as_tensor(y)) for y in f(*arguments)]
     return graph_of(tracer, arguments, outputs)
 

@@ -192,7 +192,8 @@ class _Loop:
             self.function(0, batch, batch, steps, reverse, pointers)
             return
         pending = [
-            _pool(shares - 1).submit(self.function, a, b, batch, steps, reverse, pointers) for a, b in itertools.pairwise(edges[1:])
+            _pool(shares - 1).submit(self.function, a, b, batch, steps, reverse, pointers)
+            for a, b in itertools.pairwise(edges[1:])
         ]
         self.function(0, edges[1], batch, steps, reverse, pointers)
         for one in pending:

@@ -1,10 +1,10 @@
 """A step as LLVM code: one function that takes a share of the batch through all T steps.
 
-    for each step
-      for each stage
-        for each row of the share
-          for each phase: the numbers that are one a row, then the columns, a vector at a time
-        the products that follow the stage
+for each step
+  for each stage
+    for each row of the share
+      for each phase: the numbers that are one a row, then the columns, a vector at a time
+    the products that follow the stage
 """
 
 from __future__ import annotations
