@@ -712,3 +712,12 @@ def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pyte
     exec(loop, names)
     drawn = diagram(names["h"], names=names)  # type: ignore[arg-type]
     assert [title for _, title in columns(drawn)] == ["t = 0", "t = 1", "t = 2"]
+
+
+def test_a_fused_function_is_one_box() -> None:
+    """What a backend's kernel keeps for its backward pass is no input of the picture."""
+    pytest.importorskip("numba")
+    with ts.use_backend("numba"):
+        x = ts.tensor(np.ones((4, 3), np.float32), requires_grad=True)
+        text = ts.draw(ts.functions.cross_entropy(x, ts.tensor([0, 1, 2, 0]))).dot
+    assert text.count("softmax_cross_entropy") == 1

@@ -46,11 +46,11 @@ def fused(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
     """
 
     def decorate(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def pull(F: Any, g: Any, inputs: tuple[Any, ...], node: Node) -> Any:
+        def pull(F: Any, g: Any, inputs: tuple[Any, ...], out: Any, node: Node) -> Any:
             if F is recorded:
                 return _through_definition(definition, node.params, inputs, g)
-            arrays, (output, residuals, kernel) = inputs[:-3], inputs[-3:]
-            return kernel.backward(g, arrays, output, residuals, **node.params)
+            output, residuals, kernel = out
+            return kernel.backward(g, inputs, output, residuals, **node.params)
 
         row = Primitive(name, lambda *inputs, **params: None, (), pull)
 
@@ -68,8 +68,8 @@ def fused(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
             parents = tuple(None if x is None else x.node for x in inputs)
             node = None
             if m.recording and any(parent is not None for parent in parents):
-                kept = (*arrays, output, residuals, kernel)
-                node = Node(row, parents, kept, None, params, output.shape, output.dtype, m.scope)
+                kept = (output, residuals, kernel)
+                node = Node(row, parents, arrays, kept, params, output.shape, output.dtype, m.scope)
             if m.observer is not None:
                 m.observer.applied(row, arrays, output, node)
             return Tensor(output, node)

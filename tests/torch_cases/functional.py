@@ -76,7 +76,7 @@ ACTIVATIONS = [
     expression("logsigmoid_tail", between("BT", 10.0, 80.0), lambda F, x: F.logsigmoid(x), each=True),
     expression("hardtanh", ties("BT"), lambda F, x: F.hardtanh(x)),
     expression("elu", real("BT"), lambda F, x: F.elu(x)),
-    expression("elu_alpha", ties("BT"), lambda F, x: F.elu(x, alpha=0.7)),
+    expression("elu_alpha", ties("BT"), lambda F, x: F.elu(x, alpha=0.7), twice=False),  # its slope bends at zero
     expression("leaky_relu", real("BT"), lambda F, x: F.leaky_relu(x)),
     expression("leaky_relu_slope", ties("BT"), lambda F, x: F.leaky_relu(x, 0.2)),
 ]
