@@ -1,4 +1,4 @@
-"""tinyseq against PyTorch itself on sizes and numbers that the golden files do not hold."""
+"""tinyseq against PyTorch itself, second derivatives included, on sizes and numbers that no golden file holds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch_cases import GROUPS, Case, Sizes, assert_same
 
@@ -36,13 +36,18 @@ def one_thread() -> Any:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # nothing to shrink: sizes are small, numbers come from a seed
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_equals_torch(case: Case, backend: str, data: st.DataObject) -> None:
     sizes = data.draw(sizes_from(case), label="sizes")
     arrays = case.draw(np.random.default_rng(data.draw(st.integers(0, 2**32), label="seed")), sizes)
     want = case.run_torch(arrays, sizes, case.twice)
-    for dtype in (np.float64, np.float32):
-        with ts.use_backend(backend):
-            answer = case.run_tinyseq(arrays, sizes, dtype, case.twice)
-        assert_same(answer, want, dtype, case.each)
+    once = {name: array for name, array in want.items() if not name.startswith("grad2/")}
+    with ts.use_backend(backend):
+        # Second derivatives in float64 only: those of a deep recurrent net magnify the roundings of float32.
+        assert_same(case.run_tinyseq(arrays, sizes, np.float64, case.twice), want, np.float64, case.each)
+        assert_same(case.run_tinyseq(arrays, sizes, np.float32), once, np.float32, case.each)

@@ -957,8 +957,10 @@ def huber_loss(x: Operand, target: Operand, delta: float = 1.0, reduction: str =
     _same_shape(x, target, "huber_loss")
     if delta <= 0:
         raise ValueError(f"huber_loss needs delta > 0, got {delta}")
-    distance = abs_(x - target)
-    losses = where(distance <= delta, 0.5 * distance * distance, delta * (distance - 0.5 * delta))
+    difference = x - target
+    distance = abs_(difference)
+    # The square is of the difference: that of |d| has the slope 0 twice over at d = 0, and so no second derivative.
+    losses = where(distance <= delta, 0.5 * difference * difference, delta * (distance - 0.5 * delta))
     return _reduce(losses, reduction)
 
 

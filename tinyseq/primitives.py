@@ -285,7 +285,8 @@ def _pick(F: Any, g: Any, better: Any, equal: Any) -> Any:
 def _power_base_vjp(F: Any, g: Any, x: Any, y: Any) -> Any:
     if isinstance(y, int | float):
         return g * 0.0 if y == 0 else g * (y * F.power(x, y - 1)) if y != 2 else g * (2 * x)
-    return F.where(F.eq(y, 0), 0.0, g * (y * F.power(x, y - 1)))
+    flat = F.eq(y, 0)  # also where x is 0, of which the power -1 would warn
+    return F.where(flat, 0.0, g * (y * F.power(x, F.where(flat, 1.0, y) - 1)))
 
 
 def _power_exponent_vjp(F: Any, g: Any, x: Any, y: Any, out: Any) -> Any:

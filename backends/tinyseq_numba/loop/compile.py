@@ -10,7 +10,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +44,9 @@ def _machine() -> tuple[llvm.TargetMachine, str]:
     return machine, f"{llvmlite.__version__} {llvm.llvm_version_info} {target.triple} {name} {features}"
 
 
-_engines: list[Any] = []  # the owners of machine code that is in use
-
-
-@cache
+@lru_cache(maxsize=256)
 def _function(text: str) -> Function:
-    """The compiled ``loop`` of a module."""
+    """The compiled ``loop`` of a module; the machine code lives as long as the function does."""
     machine, description = _machine()
     path = _folder() / f"{hashlib.sha256(f'{description} {text}'.encode()).hexdigest()[:40]}.o"
     code = _read(path)
@@ -65,9 +62,10 @@ def _function(text: str) -> Function:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    _engines.append(engine)
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5, ctypes.c_void_p)  # releases the interpreter's lock
-    return kind(engine.get_function_address("loop"))
+    function = kind(engine.get_function_address("loop"))
+    function.engine = engine  # type: ignore[attr-defined]
+    return function
 
 
 # --- machine code on the disk -----------------------------------------------------------------------------------------
