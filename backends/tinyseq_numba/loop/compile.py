@@ -10,7 +10,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +44,12 @@ def _machine() -> tuple[llvm.TargetMachine, str]:
     return machine, f"{llvmlite.__version__} {llvm.llvm_version_info} {target.triple} {name} {features}"
 
 
-@lru_cache(maxsize=256)
+_engines: list[Any] = []  # for ever: LLVM crashes when an engine that was given an object file is taken down
+
+
+@cache
 def _function(text: str) -> Function:
-    """The compiled ``loop`` of a module; the machine code lives as long as the function does."""
+    """The compiled ``loop`` of a module."""
     machine, description = _machine()
     path = _folder() / f"{hashlib.sha256(f'{description} {text}'.encode()).hexdigest()[:40]}.o"
     code = _read(path)
@@ -63,9 +66,8 @@ def _function(text: str) -> Function:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5, ctypes.c_void_p)  # releases the interpreter's lock
-    function = kind(engine.get_function_address("loop"))
-    function.engine = engine  # type: ignore[attr-defined]
-    return function
+    _engines.append(engine)
+    return kind(engine.get_function_address("loop"))
 
 
 # --- machine code on the disk -----------------------------------------------------------------------------------------

@@ -169,10 +169,15 @@ class Vectors:
         return self.fma(scale, p, self.b.fsub(scale, self.like(x, 1)))
 
     def tanh(self, x: Value) -> Value:
-        # expm1(2x) / (expm1(2x) + 2); beyond the bound the result rounds to 1.
+        # With e = expm1(2 |x|): e / (e + 2) where that is small, 1 - 2 / (e + 2) where it is near 1, and rounds to 1.
         bound = 9.1 if x.type.element == ir.FloatType() else 19.1
-        e = self._expm1(self._clamped(self.b.fadd(x, x), -2 * bound, 2 * bound))
-        return self._or_nan(self.b.fdiv(e, self.b.fadd(e, self.like(x, 2))), x)
+        size = self.intrinsic("fabs", x)
+        e = self._expm1(self._clamped(self.b.fadd(size, size), 0.0, 2 * bound))
+        q = self.b.fdiv(self.like(x, 2), self.b.fadd(e, self.like(x, 2)))
+        near_zero = self.b.fmul(self.b.fmul(e, self.like(x, 0.5)), q)
+        near_one = self.b.fsub(self.like(x, 1), q)
+        y = self.b.select(self.b.fcmp_ordered("<", e, self.like(x, 1)), near_zero, near_one)
+        return self._or_nan(self.intrinsic("copysign", y, x), x)
 
     def sigmoid(self, x: Value) -> Value:
         # 1 / (1 + exp(-x)); below the bound the result is 0 to within the smallest normal number.

@@ -1,0 +1,144 @@
+"""The loop as machine code: accuracy at every argument, threads, the disk cache, what falls back."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tinyseq as ts
+
+pytest.importorskip("numba")
+import tinyseq_numba
+from tinyseq_numba.loop import compile as compiled
+from tinyseq_numba.loop.product import pack, panel_of
+
+EXACT = {
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "tanh": np.tanh,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "log1p": lambda x: np.log1p(np.abs(x)),
+    "sqrt": lambda x: np.sqrt(np.abs(x)),
+}
+
+
+@pytest.fixture(autouse=True)
+def numba() -> Any:
+    with ts.use_backend("numba"), warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing here may leave the machine code
+        yield
+
+
+def through_a_loop(name: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """f(x), computed by the step of a compiled scan."""
+    f = {"log1p": lambda v: ts.functions.log1p(abs(v)), "sqrt": lambda v: abs(v).sqrt()}.get(name) or getattr(ts, name)
+    rows = ts.tensor(x.reshape(1, 1, -1))
+    _, ys = ts.scan(lambda c, v: (c * 0.5 + v * 0.0, f(v + c * 0.0)), ts.zeros((1, x.size), x.dtype), rows)
+    return ys.numpy().reshape(-1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", sorted(EXACT))
+def test_elementary_functions_are_accurate(name: str, dtype: type) -> None:
+    """Within 8 units in the last place wherever the result is over 1e-4, and within 1e-7 (1e-15) everywhere."""
+    span = np.concatenate([np.linspace(-20, 20, 40_001), np.geomspace(1e-20, 80, 4_000), -np.geomspace(1e-20, 80, 4_000)])
+    x = span.astype(dtype)
+    with np.errstate(all="ignore"):
+        wanted = EXACT[name](x.astype(np.longdouble))
+        got = through_a_loop(name, x).astype(np.longdouble)
+    finite = np.abs(wanted) < np.finfo(dtype).max
+    error = np.abs(got - wanted)[finite]
+    wanted = np.abs(wanted[finite])
+    eps = np.finfo(dtype).eps
+    assert (error[wanted > 1e-4] <= 8 * eps * wanted[wanted > 1e-4]).all()
+    small = 1e-7 if dtype is np.float32 else 1e-15
+    assert (error[wanted <= 1] <= small).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_and_infinities_come_out_as_the_limits(dtype: type) -> None:
+    # Nine numbers: a whole vector and an end.
+    x = np.array([np.nan, np.inf, -np.inf, 0.0, 1e30, -1e30, 200.0, -200.0, np.nan], dtype)
+    with np.errstate(all="ignore"):
+        for name in ("exp", "expm1", "tanh", "sigmoid"):
+            wanted = EXACT[name](x)
+            np.testing.assert_allclose(through_a_loop(name, x), wanted, rtol=1e-6, atol=1e-37, err_msg=name)
+
+
+def lstm(seed: int = 0, size: int = 19, batch: int = 7, steps: int = 5) -> list[np.ndarray[Any, Any]]:
+    ts.manual_seed(seed)
+    layer = ts.nn.LSTM(3, size)
+    x = ts.random.randn((steps, batch, 3)).requires_grad_()
+    ys, (h, c) = layer(x)
+    ((ys * ys).sum() + h.sum() + c.sum()).backward()
+    return [t.numpy().copy() for t in (ys, x.grad, *(p.grad for p in layer.parameters())) if t is not None]
+
+
+def test_threads_give_the_same_bits_again_and_nearly_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for a, b in zip(lstm(), lstm(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    one = lstm()
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
+    for a, b in zip(one, lstm(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_damaged_or_foreign_kernel_is_compiled_anew_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYSEQ_CACHE_DIR", str(tmp_path))
+
+    def fresh(size: int) -> list[np.ndarray[Any, Any]]:
+        compiled._function.cache_clear()
+        compiled._say_once.cache_clear()
+        from tinyseq.compiler import scan
+
+        scan._runners.clear()
+        return lstm(size=size)
+
+    wanted = fresh(11)
+    files = list((tmp_path / "loops").glob("*.o"))
+    assert len(files) == 2  # forward and backward
+    for a, b in zip(wanted, fresh(11), strict=True):  # from the disk
+        np.testing.assert_array_equal(a, b)
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match="is damaged and is compiled anew") as said:
+        again = fresh(11)
+    assert len(said) == 1
+    for a, b in zip(wanted, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("TINYSEQ_CACHE_DIR", str(tmp_path / "file"))
+    compiled._function.cache_clear()
+    compiled._say_once.cache_clear()
+    with pytest.warns(UserWarning, match="cannot be kept in .* set TINYSEQ_CACHE_DIR") as said:
+        assert np.isfinite(lstm(size=13)[0]).all()
+    assert len(said) == 1
+
+
+def test_an_operation_without_code_falls_back_and_is_named() -> None:
+    tinyseq_numba._say_once.cache_clear()
+    x = ts.tensor(np.arange(12.0, dtype=np.float32).reshape(2, 2, 3))
+    with pytest.warns(UserWarning, match="the compiled loop has no code for cumsum"):
+        _, ys = ts.scan(lambda c, v: (c + v, (c + v).cumsum(-1)), ts.zeros((2, 3)), x)
+    np.testing.assert_allclose(ys.numpy(), np.cumsum(np.cumsum(x.numpy(), 0), -1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_packed_weights_hold_every_column(dtype: type) -> None:
+    panel = panel_of(np.dtype(dtype))
+    weights = np.arange(3 * (panel + 5), dtype=dtype).reshape(3, panel + 5)
+    packed = pack(weights)
+    assert packed.shape == (2, 3, panel)
+    np.testing.assert_array_equal(np.concatenate(list(packed), axis=1)[:, : panel + 5], weights)
+    assert not packed[1, :, 5:].any()
