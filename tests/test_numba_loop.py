@@ -130,8 +130,8 @@ def test_an_operation_without_code_falls_back_and_is_named() -> None:
     tinyseq_numba._say_once.cache_clear()
     x = ts.tensor(np.arange(12.0, dtype=np.float32).reshape(2, 2, 3))
     with pytest.warns(UserWarning, match="the compiled loop has no code for cumsum"):
-        _, ys = ts.scan(lambda c, v: (c + v, (c + v).cumsum(-1)), ts.zeros((2, 3)), x)
-    np.testing.assert_allclose(ys.numpy(), np.cumsum(np.cumsum(x.numpy(), 0), -1))
+        _, ys = ts.scan(lambda c, v: ((c + v).cumsum(-1), c), ts.zeros((2, 3)), x)
+    np.testing.assert_array_equal(ys.numpy(), [np.zeros((2, 3)), np.cumsum(x.numpy()[0], -1)])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
