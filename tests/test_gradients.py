@@ -268,7 +268,7 @@ def test_the_judge_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     for rule in (lambda F, g, x: g * F.cos(x) * 1.001, lambda F, g, x: g * F.cos(x.detach() if isinstance(x, Tensor) else x)):
         wrong = Primitive("sin", TABLE["sin"].shape, (rule,))
         with monkeypatch.context() as patch:
-            for field_name in ("pulls", "keeps", "_keep_rules"):
+            for field_name in ("pulls", "plans", "_rules"):
                 patch.setattr(TABLE["sin"], field_name, getattr(wrong, field_name))
             with pytest.raises(AssertionError):
                 judge(program)

@@ -88,9 +88,7 @@ def test_threads_give_the_same_bits_again_and_nearly_the_same_as_one(monkeypatch
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_a_damaged_or_foreign_kernel_is_compiled_anew_and_said_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_or_foreign_kernel_is_compiled_anew_and_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYSEQ_CACHE_DIR", str(tmp_path))
 
     def fresh(size: int) -> list[np.ndarray[Any, Any]]:

@@ -9,6 +9,7 @@ from builtins import max as builtin_max
 from builtins import min as builtin_min
 from builtins import sum as builtin_sum
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -330,10 +331,16 @@ def split(x: Operand, sizes: int | Sequence[int], axis: int = 0) -> list[Tensor]
         sizes = [builtin_min(sizes, total - start) for start in range(0, total, sizes)]
     if builtin_sum(sizes) != total:
         raise ShapeError(f"split sizes {list(sizes)} add up to {builtin_sum(sizes)}, the axis has {total}")
+    return [apply(TABLE["getitem"], (x,), params) for params in _pieces(tuple(sizes), at)]
+
+
+@lru_cache(maxsize=256)
+def _pieces(sizes: tuple[int, ...], at: int) -> list[dict[str, Any]]:
+    """The metadata of getitem for each piece; kept, since a cell cuts its gates at every step."""
     parts, start = [], 0
     rest = (slice(None),) * (-at - 1)
     for size in sizes:
-        parts.append(x[(..., slice(start, start + size), *rest)])
+        parts.append({"key": (..., slice(start, start + size), *rest)})
         start += size
     return parts
 

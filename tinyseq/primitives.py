@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ __all__ = ["TABLE", "Primitive", "keepdims_shape", "primitive"]
 Shape = tuple[int, ...]
 DType = Any
 Rule = Callable[..., Any]
+Plan = tuple[tuple[bool, ...] | None, bool, Rule]
 BOOL, INT64 = np.dtype("bool"), np.dtype("int64")
 
 
@@ -48,34 +50,35 @@ class Primitive:
         joint: the adapted VJP that gives all arguments' cotangents at once, for operations with many inputs.
     """
 
-    __slots__ = ("_keep_rules", "joint", "keeps", "name", "pulls", "shape")
+    __slots__ = ("_rules", "differentiable", "joint", "name", "plans", "pulls", "shape")
 
     def __init__(self, name: str, shape: Rule, rules: tuple[Rule | None, ...], joint: Rule | None = None) -> None:
         self.name = name
         self.shape = shape
-        self.pulls = tuple(rule and _adapt(rule) for rule in rules)
-        self.joint = joint and _adapt(joint)
-        self._keep_rules = tuple(rule and _parameters(rule) for rule in ((joint,) if joint else rules))
-        self.keeps: dict[int, tuple[tuple[bool, ...] | None, bool]] = {}
+        self.pulls = tuple(rule and _adapt([rule], joint=True) for rule in rules)
+        self.joint = joint and _adapt([joint], joint=True)
+        self._rules = rules if joint is None else (joint,)
+        self.differentiable = any(self._rules)
+        self.plans: dict[int, Plan] = {}
 
-    @property
-    def differentiable(self) -> bool:
-        """Whether any argument has a gradient."""
-        return self.joint is not None or any(self.pulls)
-
-    def what_to_keep(self, mask: int) -> tuple[tuple[bool, ...] | None, bool]:
-        """Which inputs (None for none), and whether the output, the VJPs of the tracked arguments ask for.
+    def plan(self, mask: int) -> Plan:
+        """Which inputs to keep (None for all, empty for none), whether the output, and the VJP of the tracked arguments.
 
         Bit i of ``mask`` says that input i is tracked; one more bit on top says how many inputs there are.
         """
-        count = mask.bit_length() - 1
-        rules = self._keep_rules * count if self.joint else self._keep_rules
-        named = {name for i, names in enumerate(rules[:count]) if names and mask >> i & 1 for name in names}
-        inputs = tuple(
-            (i < 3 and "xyz"[i] in named) or "inputs" in named or (i > 0 and "indices" in named) for i in range(count)
-        )
-        self.keeps[mask] = keep = (inputs if any(inputs) else None, "out" in named)
-        return keep
+        if mask not in self.plans:
+            count = mask.bit_length() - 1
+            if self.joint:
+                rules: list[Rule | None] = list(self._rules)
+            else:
+                rules = [rule if mask >> i & 1 else None for i, rule in enumerate(self._rules[:count])]
+            named = {name for rule in rules if rule for name in _parameters(rule)}
+            inputs = tuple(
+                (i < 3 and "xyz"[i] in named) or "inputs" in named or (i > 0 and "indices" in named) for i in range(count)
+            )
+            keep = None if all(inputs) else inputs if any(inputs) else ()
+            self.plans[mask] = (keep, "out" in named, self.joint or _adapt(rules))
+        return self.plans[mask]
 
     def __repr__(self) -> str:
         return f"<primitive {self.name}>"
@@ -103,10 +106,15 @@ def _parameters(rule: Rule) -> tuple[str, ...]:
     return tuple(inspect.signature(rule).parameters)
 
 
-def _adapt(rule: Rule) -> Rule:
-    """``(F, g, node)`` -> ``rule`` of what it names; written as source once, at import, so that a call costs one call."""
-    arguments = ", ".join(_SOURCES.get(name, f"n.params[{name!r}]") for name in _parameters(rule))
-    return eval(f"lambda F, g, n: rule({arguments})", {"rule": rule})
+def _adapt(rules: Sequence[Rule | None], joint: bool = False) -> Rule:
+    """``(F, g, node)`` -> what each rule makes of what it names, None for none; written as source once, to cost one call."""
+    calls = []
+    for i, rule in enumerate(rules):
+        names = _parameters(rule) if rule else ()
+        arguments = ", ".join(_SOURCES.get(name, f"n.params[{name!r}]") for name in names)
+        calls.append(f"rule{i}({arguments})" if rule else "None")
+    body = calls[0] if joint else f"[{', '.join(calls)}]"
+    return eval(f"lambda F, g, n: {body}", {f"rule{i}": rule for i, rule in enumerate(rules)})
 
 
 TABLE: dict[str, Primitive] = {}
@@ -320,6 +328,7 @@ def _cut(F: Any, g: Any, sizes: tuple[int, ...], axis: int) -> list[Any]:
     return parts
 
 
+@cache
 def _inverse(axes: tuple[int, ...]) -> tuple[int, ...]:
     n = len(axes)
     inverse = [0] * n

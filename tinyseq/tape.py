@@ -9,6 +9,8 @@ Nodes point at their parents and never at Tensors, so the graph has no cycles: d
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from functools import lru_cache
+from heapq import heappop, heappush
 from itertools import count
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,7 +62,7 @@ class Node:
         extra: hooks, a retained gradient, the line that called: a dict, or None for nearly all nodes.
     """
 
-    __slots__ = ("dtype", "extra", "inputs", "output", "params", "parents", "primitive", "scope", "serial", "shape")
+    __slots__ = ("dtype", "extra", "inputs", "output", "params", "parents", "primitive", "pull", "scope", "serial", "shape")
 
     def __init__(
         self,
@@ -83,6 +85,8 @@ class Node:
         self.dtype = dtype
         self.scope = scope
         self.extra: dict[str, Any] | None = None
+        mask = sum(1 << i for i, parent in enumerate(parents) if parent is not None)
+        self.pull = primitive.plan(mask | 1 << len(parents))[2]
 
     def free(self) -> None:
         """Drop the kept arrays; the structure stays, for those who look at it."""
@@ -135,17 +139,18 @@ class Scatter:
     Without it a loop over ``x[t]`` would fill T arrays of T steps in its backward pass.
     """
 
-    __slots__ = ("indices", "key", "shape", "values")
+    __slots__ = ("indices", "key", "target", "values")
+    shape = None  # not an array yet
 
     def __init__(self, values: Array, *indices: Array, key: tuple[Any, ...], shape: tuple[int, ...]) -> None:
         self.values = values
         self.indices = indices
         self.key = key
-        self.shape = shape
+        self.target = shape
 
     def dense(self, F: Any) -> Array:
         """The whole array."""
-        return F.dense_scatter(self.values, *self.indices, key=self.key, shape=self.shape)
+        return F.dense_scatter(self.values, *self.indices, key=self.key, shape=self.target)
 
     def add_to(self, F: Any, total: Array) -> Array:
         """``total``, which the walk owns, with this added."""
@@ -156,6 +161,7 @@ class Part:
     """The cotangent of one of several outputs: an operation with many outputs gets a list, None where none arrived."""
 
     __slots__ = ("count", "index", "value")
+    shape = None  # not an array
 
     def __init__(self, value: Array, index: int, count: int) -> None:
         self.value = value
@@ -192,48 +198,49 @@ def walk(
         ShapeError: a VJP returned a cotangent of a shape that its argument does not broadcast to.
     """
     outputs = list(outputs)
-    order = ancestors((place for place, _ in outputs), wrt or ())
-    needed = set(order) if wrt is None else _leading_to(order, wrt)
+    needed = None if wrt is None else _leading_to(ancestors((place for place, _ in outputs), wrt), wrt)
+    # The places that have a cotangent, newest on top: all that could add to it have larger serials, so it is complete.
+    heap: list[tuple[int, Place]] = []
     cotangents: dict[Place, Array] = {}
     owned: set[Place] = set()  # whose cotangent is a sum made here, which may be added to in place
     observer = mode.current().observer
     found: dict[Place, Array] = {}
+    get, add_owned, owns_sums, view = cotangents.get, F.add_owned, F.owns_sums, F.view
 
     def add(place: Place, part: Array) -> None:
-        total = cotangents.get(place)
+        total = get(place)
+        if total is None:
+            heappush(heap, (-place.serial, place))
         kind = type(part)
         if kind is Scatter:
             if place in owned:
                 cotangents[place] = part.add_to(F, total)
             else:
                 dense = part.dense(F)
-                cotangents[place] = dense if total is None else F.add_owned(dense, total)
+                cotangents[place] = dense if total is None else add_owned(dense, total)
                 owned.add(place)
-            return
-        if kind is Part:
+        elif kind is Part:
             parts = cotangents.setdefault(place, [None] * part.count)
             have = parts[part.index]
             parts[part.index] = part.value if have is None else have + part.value
-            return
-        shape = place.shape
-        if part.shape != shape:
-            part = _unbroadcast(F, part, shape, place)
-        if total is None:
-            cotangents[place] = part
-        elif place in owned:
-            cotangents[place] = F.add_owned(total, part)
         else:
-            cotangents[place] = total + part
-            if F.owns_sums:
-                owned.add(place)
+            if part.shape != place.shape:
+                part = _unbroadcast(F, part, place.shape, place)
+            if total is None:
+                cotangents[place] = part
+            elif place in owned:
+                cotangents[place] = add_owned(total, part)
+            else:
+                cotangents[place] = total + part
+                if owns_sums:
+                    owned.add(place)
 
     for place, cotangent in outputs:
         add(place, cotangent)
-    view = F.view
-    while order:
-        node = order.pop()
-        cotangent = cotangents.pop(node, None)
-        if cotangent is None or node not in needed:
+    while heap:
+        node = heappop(heap)[1]
+        cotangent = cotangents.pop(node)
+        if needed is not None and node not in needed:
             continue
         if isinstance(node, Leaf):
             if node.hooks:
@@ -254,21 +261,27 @@ def walk(
                 f"this graph was walked before and its kept arrays are freed (at {node.primitive.name}, shape {node.shape}); "
                 "pass retain_graph=True to the first backward(), or compute the loss again"
             )
-        primitive, seen = node.primitive, view(node)
-        if primitive.joint is not None:
-            parts = primitive.joint(F, cotangent, seen)
-        else:
+        seen = node if view is None else view(node)
+        if needed is None or node.primitive.joint:
+            parts = node.pull(F, cotangent, seen)
+        else:  # what is tracked may yet not be asked for
             parts = [
-                None if pull is None or parent is None or parent not in needed else pull(F, cotangent, seen)
-                for pull, parent in zip(primitive.pulls, node.parents)  # noqa: B905 (index arrays have no pull)
+                pull(F, cotangent, seen) if pull and parent in needed else None
+                for pull, parent in zip(node.primitive.pulls, node.parents)  # noqa: B905 (index arrays have no pull)
             ]
         if observer is not None:
             observer.pulled(node, cotangent, parts)
         for parent, part in zip(node.parents, parts):  # noqa: B905
-            if parent is not None and part is not None and parent in needed:
+            if part is None or parent is None or (needed is not None and parent not in needed):
+                continue
+            # The usual case, apart from what add() also knows: the first part, of the right shape.
+            if parent not in cotangents and part.shape == parent.shape:
+                cotangents[parent] = part
+                heappush(heap, (-parent.serial, parent))
+            else:
                 add(parent, part)
         if not retain:
-            node.free()
+            node.inputs = node.output = None
     return found
 
 
@@ -283,17 +296,25 @@ def _leading_to(order: list[Place], wrt: Collection[Place]) -> set[Place]:
 
 def _unbroadcast(F: Any, part: Array, shape: tuple[int, ...], place: Place) -> Array:
     """Sum a cotangent over the axes along which its argument was stretched."""
-    have = tuple(part.shape)
-    lead = len(have) - len(shape)
-    if lead < 0 or any(a != b and b != 1 for a, b in zip(have[lead:], shape, strict=True)):
+    axes, lead = _stretched(part.shape, shape)
+    if axes is None:
         raise ShapeError(
-            f"a VJP gave a cotangent of shape {have} for an argument of shape {shape} ({place!r}); "
+            f"a VJP gave a cotangent of shape {part.shape} for an argument of shape {shape} ({place!r}); "
             "the rule of the operation that used it is wrong"
         )
-    stretched = tuple(i - len(have) for i, size in enumerate(have) if i < lead or size != shape[i - lead])
-    if stretched:
-        part = F.sum(part, axis=stretched, keepdims=True)
+    if lead == len(axes):
+        return F.sum(part, axis=axes, keepdims=False)
+    part = F.sum(part, axis=axes, keepdims=True)
     return F.reshape(part, shape=shape) if lead else part
+
+
+@lru_cache(maxsize=4096)
+def _stretched(have: tuple[int, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...] | None, int]:
+    """The axes to sum over, None if ``shape`` does not broadcast to ``have``; and how many axes ``have`` has in front."""
+    lead = len(have) - len(shape)
+    if lead < 0 or any(a != b and b != 1 for a, b in zip(have[lead:], shape, strict=True)):
+        return None, lead
+    return tuple(i - len(have) for i, size in enumerate(have) if i < lead or size != shape[i - lead]), lead
 
 
 def _run_hooks(hooks: dict[int, Hook], cotangent: Array, F: Any) -> Array:

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tinyseq import mode
+from tinyseq import backend as backend_module
+from tinyseq import mode, tape
 from tinyseq.abstract import Abstract, Tracer
 from tinyseq.array_api import INDEX
 from tinyseq.backend import Backend, backend_of, canonical_dtype, current_backend, get_backend
@@ -48,6 +49,7 @@ int32, int64, bool_ = np.dtype("int32"), np.dtype("int64"), np.dtype("bool")
 DEFAULT = float32  # of what is made from Python floats
 
 _NO_PARAMS: dict[str, Any] = {}
+current_mode, new_object, next_serial = mode.current, object.__new__, tape.next_serial
 
 
 # --- running a primitive ----------------------------------------------------------------------------------------------
@@ -58,28 +60,36 @@ def apply(primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any] 
 
     The backend follows the arrays. Dtypes must already agree.
     """
-    m = mode.current()
-    backend = m.backend or current_backend()
+    # Every eager operation passes here: one or two Tensors go without a loop, and objects are made without __init__.
+    m = current_mode()
+    backend = m.backend or backend_module._default or current_backend()
     array_type = backend.array_type
-    arrays: list[Array] = []
-    parents: list[Place | None] = []
-    mask, bit = 0, 1
-    for x in inputs:
-        if isinstance(x, Tensor):
-            data, node = x.data, x.node
-            if type(data) is not array_type:
-                backend = _backend_for(primitive, inputs)
-                if isinstance(backend, Tracer):
-                    return backend.apply(primitive, inputs, params)
-                array_type = backend.array_type
-            arrays.append(data)
-            parents.append(node)
-            if node is not None:
-                mask |= bit
-        else:
-            arrays.append(x)
-            parents.append(None)
-        bit += bit
+    count = len(inputs)
+    if count == 2 and isinstance(x := inputs[0], Tensor) and isinstance(y := inputs[1], Tensor):
+        a, b, p, q = x.data, y.data, x.node, y.node
+        arrays: tuple[Any, ...] = (a, b)
+        parents: tuple[Place | None, ...] = (p, q)
+        mask = (4 if p is None else 5) if q is None else (6 if p is None else 7)
+        native = type(a) is array_type is type(b)
+    elif count == 1 and isinstance(x := inputs[0], Tensor):
+        a, p = x.data, x.node
+        arrays, parents = (a,), (p,)
+        mask = 2 if p is None else 3
+        native = type(a) is array_type
+    else:
+        arrays = tuple([x.data if isinstance(x, Tensor) else x for x in inputs])
+        parents = tuple([x.node if isinstance(x, Tensor) else None for x in inputs])
+        mask, native = 1 << count, True
+        for i, x in enumerate(inputs):
+            if isinstance(x, Tensor):
+                native = native and type(x.data) is array_type
+                if x.node is not None:
+                    mask |= 1 << i
+    if not native:
+        backend = _backend_for(primitive, inputs)
+        if isinstance(backend, Tracer):
+            return backend.apply(primitive, inputs, params)
+        array_type = backend.array_type
     try:
         output = backend.table[primitive.name](*arrays, **params)
     except Exception as error:
@@ -87,25 +97,26 @@ def apply(primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any] 
     if type(output) is not array_type:  # NumPy turns zero-dimensional results into scalars
         output = backend.asarray(output)
     node = None
-    if mask and m.recording:
-        mask |= bit
-        keep, keep_output = primitive.keeps.get(mask) or primitive.what_to_keep(mask)
-        kept = () if keep is None else tuple([a if k else None for a, k in zip(arrays, keep)])  # noqa: B905
-        node = Node(
-            primitive,
-            tuple(parents),
-            kept,
-            output if keep_output else None,
-            params,
-            output.shape,
-            output.dtype,
-            m.scope,
-        )
-        if not primitive.differentiable:
-            node = None
+    if mask != 1 << count and m.recording and primitive.differentiable:
+        keep, keep_output, pull = primitive.plans.get(mask) or primitive.plan(mask)
+        node = new_object(Node)
+        node.serial = next_serial()
+        node.primitive = primitive
+        node.parents = parents
+        node.inputs = arrays if keep is None else keep and tuple([a if k else None for a, k in zip(arrays, keep)])  # noqa: B905
+        node.output = output if keep_output else None
+        node.params = params
+        node.shape = output.shape
+        node.dtype = output.dtype
+        node.scope = m.scope
+        node.pull = pull
+        node.extra = None
     if m.observer is not None:
-        m.observer.applied(primitive, tuple(arrays), output, node)
-    return Tensor(output, node)
+        m.observer.applied(primitive, arrays, output, node)
+    result = new_object(Tensor)
+    result.data = output
+    result.node = node
+    return result
 
 
 def _backend_for(primitive: Primitive, inputs: tuple[Any, ...]) -> Backend:
@@ -125,7 +136,7 @@ def _backend_for(primitive: Primitive, inputs: tuple[Any, ...]) -> Backend:
     return backend
 
 
-def _explain(primitive: Primitive, arrays: list[Array], params: dict[str, Any], error: Exception) -> NoReturn:
+def _explain(primitive: Primitive, arrays: Sequence[Array], params: dict[str, Any], error: Exception) -> NoReturn:
     """Raise the shape rule's sentence if the shapes were at fault, else what the library said."""
     try:
         primitive.shape(*arrays, **params)
@@ -178,10 +189,10 @@ class _Raw(SimpleNamespace):
         self.dense_scatter = backend.table["scatter_add"]
         self.scatter_add = Scatter
 
-    def view(self, node: Node) -> Node:
-        return node
+    view = None  # a node's kept arrays are what the rules want
 
-    def add_owned(self, total: Array, part: Array) -> Array:
+    @staticmethod
+    def add_owned(total: Array, part: Array) -> Array:
         total += part
         return total
 
@@ -289,7 +300,7 @@ def _unary(name: str, *, floating: bool = False) -> Callable[[Any], Tensor]:
     def operation(x: Operand) -> Tensor:
         if not isinstance(x, Tensor):
             x = as_tensor(x)
-        if floating and _kind(x.data.dtype) != 2:
+        if floating and x.node is None and _kind(x.data.dtype) != 2:
             x = x.astype(DEFAULT)
         return apply(row, (x,))
 
@@ -333,7 +344,7 @@ def _operator(operation: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], T
     """As an operator: unknown types are handed back to Python."""
 
     def method(self: Tensor, other: Any) -> Any:
-        if isinstance(other, Tensor | int | float | np.ndarray | np.generic):
+        if isinstance(other, _OPERANDS):
             return operation(self, other)
         return NotImplemented
 
@@ -403,7 +414,9 @@ def matmul(x: Operand, y: Operand) -> Tensor:
     return apply(_MATMUL, (x, y.unsqueeze(-1))).squeeze(-1)
 
 
-_MATMUL = TABLE["matmul"]
+_MATMUL, _PERMUTE, _GETITEM, _SUM = TABLE["matmul"], TABLE["permute"], TABLE["getitem"], TABLE["sum"]
+_PLAIN = (int, type(None))
+_SWAPPED = {"axes": (-1, -2)}
 
 
 def normalize_axis(axis: int, ndim: int, what: str = "axis") -> int:
@@ -416,6 +429,8 @@ def normalize_axis(axis: int, ndim: int, what: str = "axis") -> int:
 
 def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """The axes counted from the end, in order; None means all of them."""
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis if axis < 0 else axis - ndim,)
     if axis is None:
         return tuple(range(-ndim, 0))
     axes = tuple(sorted(normalize_axis(a, ndim) for a in ((axis,) if isinstance(axis, int | np.integer) else axis)))
@@ -540,18 +555,19 @@ class Tensor:
         """
         if self.node is None:
             raise GraphError("backward() on a tensor that no tensor with requires_grad=True led to; nothing to differentiate")
+        backend = self.backend
         if gradient is None:
             if self.size != 1:
                 raise GraphError(
                     f"backward() on a tensor of shape {self.shape} needs a gradient of that shape; "
                     "pass it, or reduce to one number first, say with .sum()"
                 )
-            gradient = Tensor(self.backend.full(self.shape, 1, self.dtype))
-        seed = as_tensor(gradient).astype(self.dtype)
-        if seed.shape != self.shape:
-            raise ShapeError(f"the gradient has shape {seed.shape}, the tensor {self.shape}; they must be equal")
+            seed = Tensor(backend.full(self.shape, 1, self.dtype))
+        else:
+            seed = as_tensor(gradient).astype(self.dtype)
+            if seed.shape != self.shape:
+                raise ShapeError(f"the gradient has shape {seed.shape}, the tensor {self.shape}; they must be equal")
         retain = create_graph if retain_graph is None else retain_graph
-        backend = self.backend
         if create_graph:
             with mode.changed(recording=True):
                 found = walk(recorded, [(self.node, seed)], retain=retain, deposit=_retain_grad)
@@ -560,7 +576,9 @@ class Tensor:
             found = walk(raw(backend), [(self.node, seed.data)], retain=retain, deposit=wrapped)
         for leaf, cotangent in found.items():
             if not create_graph:
-                cotangent = Tensor(backend.contiguous(backend.asarray(cotangent)))
+                if type(cotangent) is not backend.array_type:
+                    cotangent = backend.asarray(cotangent)
+                cotangent = Tensor(backend.contiguous(cotangent))
             leaf.grad = cotangent if leaf.grad is None else leaf.grad + cotangent  # type: ignore[union-attr]
 
     def detach(self) -> Tensor:
@@ -823,6 +841,8 @@ class Tensor:
     @property
     def T(self) -> Tensor:
         """The transpose of a matrix; of more axes, all in reverse order."""
+        if len(self.data.shape) == 2:
+            return apply(_PERMUTE, (self,), _SWAPPED)
         return self.permute(tuple(range(self.ndim))[::-1]) if self.ndim > 1 else self
 
     @property
@@ -874,8 +894,22 @@ class Tensor:
 
         The gradient is added up where an index occurs more than once.
         """
+        entries = key if type(key) is tuple else (key,)
+        if len(entries) <= len(self.data.shape):  # slices, numbers and the like need no looking into
+            dots = False
+            for entry in entries:
+                kind = type(entry)
+                if kind is slice:
+                    if not (type(entry.start) in _PLAIN and type(entry.stop) in _PLAIN and type(entry.step) in _PLAIN):
+                        break
+                elif entry is Ellipsis and not dots:
+                    dots = True
+                elif kind is not int and entry is not None:
+                    break
+            else:
+                return apply(_GETITEM, (self,), {"key": entries})
         static, indices = self._split_key(key)
-        return apply(TABLE["getitem"], (self, *indices), {"key": static})
+        return apply(_GETITEM, (self, *indices), {"key": static})
 
     def __setitem__(self, key: Any, value: Operand) -> None:
         """Assign to part of a constant. Refused on a tensor that the tape needs."""
@@ -1095,3 +1129,6 @@ def tensor(value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor
     if requires_grad:
         result.requires_grad = True
     return result
+
+
+_OPERANDS = (Tensor, int, float, np.ndarray, np.generic)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -27,13 +28,20 @@ SMALL = 4096
 LARGEST_EXPONENT = {2: 11.0, 4: 88.0, 8: 709.0}
 
 
+@cache
+def _constants(dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    # A ufunc takes an array without axes in half the time of a Python number.
+    return np.array(1, dtype), np.array(LARGEST_EXPONENT[dtype.itemsize], dtype)
+
+
 def _sigmoid(x: Array, out: Array | None = None) -> Array:
     # 1 / (1 + exp(-x)), accurate in both tails. NaN stays NaN.
+    one, largest = _constants(x.dtype)
     out = np.negative(x, out=np.empty_like(x) if out is None else out)
-    np.minimum(out, LARGEST_EXPONENT[x.dtype.itemsize], out=out)
+    np.minimum(out, largest, out=out)
     np.exp(out, out=out)
-    out += 1
-    return np.divide(1, out, out=out)
+    np.add(out, one, out=out)
+    return np.divide(one, out, out=out)
 
 
 try:
@@ -50,7 +58,7 @@ def _clip(x: Array, *, low: float | None, high: float | None) -> Array:
 
 
 def _sum(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> Array:
-    return np.add.reduce(x, axis=axis, keepdims=keepdims)  # type: ignore[call-overload]
+    return np.add.reduce(x, axis=axis if len(axis) != 1 else axis[0], keepdims=keepdims)  # type: ignore[call-overload]
 
 
 def _max(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> Array:
@@ -113,6 +121,11 @@ def _concatenate(*arrays: Array, axis: int, sizes: tuple[int, ...]) -> Array:
     return np.concatenate(arrays, axis=axis)
 
 
+def _matmul(x: Array, y: Array) -> Array:
+    # ndarray.dot reaches BLAS in a third of the time that the ufunc takes to set out.
+    return x.dot(y) if x.ndim == 2 == y.ndim else np.matmul(x, y)
+
+
 class NumpyBackend(Backend):
     """NumPy arrays on the CPU."""
 
@@ -147,6 +160,7 @@ class NumpyBackend(Backend):
             "clip": _clip,
             "cast": lambda x, *, dtype: x.astype(dtype),
             "copy": lambda x: x.copy(),
+            "matmul": _matmul,
             "sum": _sum,
             "max": _max,
             "min": _min,

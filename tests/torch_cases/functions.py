@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch_cases.case import (
     Expression,
+    among,
     between,
     distinct,
     holes,
@@ -54,6 +55,12 @@ ARITHMETIC = [
     Expression("pow_tensor", (positive("BT"), real("BT")), lambda F, x, y: x**y),
     Expression("pow_tensor_row", (positive("BT"), real("T")), lambda F, x, y: F.power(x, y), lambda F, x, y: F.pow(x, y)),
     Expression("pow_zero_base", (ties("BT"), index("BT", 4, 1)), lambda F, x, i: x**i),
+    Expression("remainder", (real("BT", 3.0), nonzero("BT")), lambda F, x, y: x % y),
+    Expression("remainder_number", real("BT", 3.0), lambda F, x: F.remainder(x, 0.75)),
+    Expression("remainder_integers", (index("BT", 9, -1), index("BT", 5, 1)), lambda F, i, j: i % j),
+    Expression("floor_divide", (real("BT", 3.0), nonzero("BT")), lambda F, x, y: x // y, constant=(0, 1)),
+    Expression("floor_divide_integers", (index("BT", 9, -1), index("BT", 5, 1)), lambda F, i, j: F.floor_divide(i, j)),
+    Expression("logaddexp", (real("BT", 3.0), real("T", 3.0)), lambda F, x, y: F.logaddexp(x, y)),
     Expression("maximum", PAIR, lambda F, x, y: F.maximum(x, y)),
     Expression("maximum_ties", (ties("BT"), ties("BT")), lambda F, x, y: F.maximum(x, y)),
     Expression("maximum_row", (real("BT"), real("T")), lambda F, x, y: F.maximum(x, y)),
@@ -66,6 +73,12 @@ ARITHMETIC = [
     Expression("clip_method", real("BT"), lambda F, x: x.clip(-0.5, 1.0)),
     Expression("where", (mask("BT"), real("BT"), real("BT")), lambda F, m, x, y: F.where(m, x, y)),
     Expression("where_broadcast", (mask("B1"), real("T"), real("BT")), lambda F, m, x, y: F.where(m, x, y)),
+    Expression(
+        "masked_fill",
+        (real("BT"), mask("BT")),
+        lambda F, x, m: F.masked_fill(x, m, -1.5),
+        lambda F, x, m: F.masked_fill(x, m, -1.5),
+    ),
     Expression("where_number", (mask("BT"), real("BT")), lambda F, m, x: F.where(m, x, 0.0)),
     Expression("where_compared", PAIR, lambda F, x, y: F.where(x > y, x * y, x - y)),
     Expression(
@@ -100,6 +113,10 @@ ELEMENTWISE = [
     Expression("abs_at_zero", ties("BT"), lambda F, x: abs(x)),
     Expression("square", real("BT"), lambda F, x: F.square(x)),
     Expression("sign", ties("BT"), lambda F, x: F.sign(x)),
+    Expression("round", real("BT", 3.0), lambda F, x: F.round(x)),
+    Expression("round_half_to_even", among("BT", -2.5, -1.5, -0.5, 0.5, 1.5, 2.5), lambda F, x: F.round(x)),
+    Expression("copy", real("BT"), lambda F, x: x.copy() * x, lambda F, x: x.clone() * x),
+    Expression("detach", real("BT"), lambda F, x: x.detach() * x),
     Expression("floor", real("BT"), lambda F, x: F.floor(x)),
     Expression("zero_dimensional", real(""), lambda F, x: F.tanh(x) * x),
     Expression("shared_subexpression", real("BT"), lambda F, x: F.tanh(x) * F.tanh(x) + x * F.exp(F.tanh(x))),
@@ -146,6 +163,20 @@ REDUCTIONS = [
     Expression("std", distinct("BTI"), lambda F, x: F.std(x, axis=-1, correction=0), least={"I": 2}),
     Expression("std_corrected", distinct("BTI"), lambda F, x: F.std(x, axis=0, correction=1), least={"B": 2}),
     Expression("std_default", distinct("BTI"), lambda F, x: F.std(x), least={"T": 2}),
+    Expression("norm", real("BTI"), lambda F, x: F.norm(x), lambda F, x: F.linalg.vector_norm(x)),
+    Expression(
+        "norm_axis",
+        nonzero("BTI"),
+        lambda F, x: F.norm(x, axis=1, keepdims=True),
+        lambda F, x: F.linalg.vector_norm(x, dim=1, keepdim=True),
+    ),
+    Expression(
+        "norm_of_zero",
+        real("BT"),
+        lambda F, x: F.norm(x * 0.0, axis=-1),
+        lambda F, x: F.linalg.vector_norm(x * 0.0, dim=-1),
+        twice=False,
+    ),
     Expression("cumsum", real("BTI"), lambda F, x: F.cumsum(x, axis=1)),
     Expression("cumsum_last", real("BTI"), lambda F, x: x.cumsum(axis=-1)),
     Expression("logsumexp", real("BTI"), lambda F, x: F.logsumexp(x, axis=-1), lambda F, x: F.logsumexp(x, -1)),
@@ -362,6 +393,14 @@ INDEXING = [
 ]
 
 TYPES = [
+    Expression(
+        "is_finite",
+        (holes("BT"), holes("BT", float("nan"))),
+        lambda F, x, y: [F.isfinite(x), F.isfinite(y), F.isnan(x), F.isnan(y)],
+    ),
+    Expression("logical_xor", (mask("BT"), mask("BT")), lambda F, m, n: [F.logical_xor(m, n), m ^ n]),
+    Expression("logical_of_numbers", (ties("BT"), ties("BT")), lambda F, x, y: F.logical_and(x, F.logical_not(y))),
+    Expression("single_cast", real("BT"), lambda F, x: x.astype(F.float32) * 2, lambda F, x: x.to(F.float32) * 2, twice=False),
     Expression("less", (ties("BT"), ties("BT")), lambda F, x, y: x < y),
     Expression("less_equal", (ties("BT"), ties("BT")), lambda F, x, y: x <= y),
     Expression("greater", (ties("BT"), ties("T")), lambda F, x, y: x > y),

@@ -8,7 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from torch_cases.case import Arrays, Case, Draw, Sizes, distinct, exact, index, real, tinyseq_answer, torch_answer
+from torch_cases.case import (
+    Arrays,
+    Case,
+    Draw,
+    Sizes,
+    between,
+    distinct,
+    distribution,
+    exact,
+    index,
+    real,
+    tinyseq_answer,
+    torch_answer,
+)
 
 STATE = "state/"
 
@@ -59,7 +72,7 @@ class Layer(Case):
     def _torch_layer(self, sizes: Sizes) -> Any:
         import torch
 
-        return getattr(torch.nn, self.kind)(**self._settings(sizes), dtype=torch.float64)
+        return getattr(torch.nn, self.kind)(**self._settings(sizes)).to(torch.float64)
 
     def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
         arrays = {f"x{place}": draw(rng, sizes) for place, draw in enumerate(self.inputs)}
@@ -186,4 +199,23 @@ for kind, extra in [("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("GRU", {}),
         Layer(f"{title}_last_state_only", kind, settings, real("TBI"), state_of(give)),
     ]
 
-LAYERS = PLAIN + CELLS + STACKS
+LOSSES: list[Case] = [
+    Layer("cross_entropy_loss", "CrossEntropyLoss", {}, (real("BC"), index("B", "C"))),
+    Layer(
+        "cross_entropy_loss_settings",
+        "CrossEntropyLoss",
+        {"ignore_index": 0, "label_smoothing": 0.1, "reduction": "sum"},
+        (real("BCT"), index("BT", "C")),
+    ),
+    Layer("nll_loss_layer", "NLLLoss", {"ignore_index": 1, "reduction": "none"}, (real("BC"), index("B", "C"))),
+    Layer("mse_loss_layer", "MSELoss", {"reduction": "sum"}, (real("BT"), real("BT"))),
+    Layer("l1_loss_layer", "L1Loss", {}, (real("BT"), real("BT"))),
+    Layer("huber_loss_layer", "HuberLoss", {"delta": 0.5}, (real("BT"), real("BT"))),
+    Layer("smooth_l1_loss_layer", "SmoothL1Loss", {"beta": 0.5, "reduction": "none"}, (real("BT"), real("BT"))),
+    Layer("bce_loss_layer", "BCELoss", {}, (between("BT", 0.1, 0.9), between("BT", 0.1, 0.9))),
+    Layer("bce_with_logits_loss_layer", "BCEWithLogitsLoss", {"reduction": "sum"}, (real("BT"), between("BT", 0.0, 1.0))),
+    Layer("kl_div_loss_layer", "KLDivLoss", {"reduction": "batchmean"}, (real("BC"), distribution("BC"))),
+    Layer("kl_div_loss_layer_log_target", "KLDivLoss", {"reduction": "sum", "log_target": True}, (real("BC"), real("BC"))),
+]
+
+LAYERS = PLAIN + LOSSES + CELLS + STACKS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class Trajectory(Case):
 
 
 class Rates(Case):
-    """The learning rate at the start and after each of `count` scheduler steps."""
+    """The learning rate at the start and after each scheduler step: `count` of them, or one for each measure it is told."""
 
     twice = False
 
@@ -88,13 +88,12 @@ class Rates(Case):
         ours: Callable[[Any, Any], Any] | None = None,
         *,
         count: int = 24,
-        groups: bool = False,
+        measures: Sequence[float] = (),
     ) -> None:
         self.name = name
         self.theirs = theirs
         self.ours = ours or theirs
-        self.count = count
-        self.groups = groups
+        self.steps = [(measure,) for measure in measures] or [()] * count
         self.least: Mapping[str, int] = {}
 
     def draw(self, rng: np.random.Generator, sizes: Sizes) -> Arrays:
@@ -102,10 +101,10 @@ class Rates(Case):
 
     def _walk(self, optimizer: Any, schedule: Any) -> Arrays:
         rates = []
-        for _ in range(self.count):
+        for told in self.steps:
             rates.append([group["lr"] for group in optimizer.param_groups])
             optimizer.step()
-            schedule.step()
+            schedule.step(*told)
         return {"rates": np.array(rates, dtype=np.float64)}
 
     def run_torch(self, arrays: Arrays, sizes: Sizes, twice: bool = False) -> Arrays:
@@ -205,6 +204,17 @@ SCHEDULES: list[Case] = [
     Rates("linear_lr", lambda s, o: s.LinearLR(o)),
     Rates("linear_lr_warm_up", lambda s, o: s.LinearLR(o, start_factor=0.1, end_factor=1.0, total_iters=8)),
     Rates("lambda_lr", lambda s, o: s.LambdaLR(o, lambda epoch: 1.0 / (1 + epoch))),
+    Rates("polynomial_lr", lambda s, o: s.PolynomialLR(o, total_iters=9, power=2.0)),
+    Rates(
+        "reduce_lr_on_plateau",
+        lambda s, o: s.ReduceLROnPlateau(o, factor=0.5, patience=1, cooldown=2, min_lr=0.05),
+        measures=(3.0, 2.0, 2.0, 2.0, 2.0, 1.9999, 2.0, 2.0, 1.0, float("nan"), 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
+    ),
+    Rates(
+        "reduce_lr_on_plateau_largest",
+        lambda s, o: s.ReduceLROnPlateau(o, mode="max", patience=0, threshold=0.1, threshold_mode="abs"),
+        measures=(1.0, 1.05, 1.2, 1.2, 1.4, 1.45),
+    ),
     Rates(
         "warm_up_then_cosine",
         lambda s, o: s.SequentialLR(
