@@ -21,6 +21,8 @@ help:
 	@echo "Options: BACKEND=numpy|numba|cupy for the demo (now $(BACKEND)), JOBS=n test processes (now $(JOBS)),"
 	@echo "PYTHON=path of a Python 3.11 or newer to make $(VENV) with (now $(PYTHON))."
 
+# One BLAS thread: the compiled loop has threads of its own, and two pools on a busy machine wait for each other.
+demo: export OPENBLAS_NUM_THREADS ?= 1
 demo: $(INSTALLED)
 	$(PY) examples/shakespeare.py --backend $(BACKEND) --seconds 75
 
