@@ -272,7 +272,7 @@ def _scattered(values: Any, *indices: Any, key: tuple[Any, ...], shape: Shape) -
 
 def _spread(F: Any, g: Any, shape: Shape, axis: tuple[int, ...], keepdims: bool) -> Any:
     """A reduction's cotangent, back over the axes that were reduced."""
-    if not keepdims:
+    if not keepdims and len(axis) < len(shape):  # a single number broadcasts as it is
         g = F.reshape(g, shape=keepdims_shape(shape, axis))
     return F.broadcast_to(g, shape=shape)
 

@@ -122,7 +122,8 @@ def threads() -> int:
 
 
 @cache
-def _pool(count: int) -> ThreadPoolExecutor:
+def _pool(count: int, process: int) -> ThreadPoolExecutor:
+    """The threads of this process: a forked one has none of its parent's."""
     return ThreadPoolExecutor(count, thread_name_prefix="tinyseq-loop")
 
 
@@ -192,7 +193,7 @@ class _Loop:
             self.function(0, batch, batch, steps, reverse, pointers)
             return
         pending = [
-            _pool(shares - 1).submit(self.function, a, b, batch, steps, reverse, pointers)
+            _pool(shares - 1, os.getpid()).submit(self.function, a, b, batch, steps, reverse, pointers)
             for a, b in itertools.pairwise(edges[1:])
         ]
         self.function(0, edges[1], batch, steps, reverse, pointers)
