@@ -545,7 +545,7 @@ def lifted(ops: Any, e: Equation, operands: Sequence[Any], times: Sequence[bool]
             _aligned(ops, x, v, rank, steps) if timed else x for x, v, timed in zip(operands, e.inputs, times, strict=True)
         ]
         if name == "broadcast_to":
-            return run(aligned[0], shape=(steps, *_sizes(e, aligned[0])))
+            return run(aligned[0], shape=(steps, *params["shape"]))
         if name == "matmul" and times == (True, False) and len(aligned[0].shape) == 3 and len(aligned[1].shape) == 2:
             t, rows, inner = aligned[0].shape
             product = run(ops.reshape(aligned[0], shape=(t * rows, inner)), aligned[1])
@@ -561,10 +561,6 @@ def lifted(ops: Any, e: Equation, operands: Sequence[Any], times: Sequence[bool]
     if name in ("getitem", "scatter_add"):
         return _lifted_index(ops, e, operands, times, steps)
     return run(*operands, **params)
-
-
-def _sizes(e: Equation, x: Any) -> tuple[int, ...]:
-    return e.params["shape"]
 
 
 def _aligned(ops: Any, x: Any, v: Operand, rank: int, steps: int) -> Any:
