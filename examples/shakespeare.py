@@ -324,9 +324,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line: 0, or 2 after a sentence on standard error, or 128 + the signal that stopped it."""
     try:
         options = parser().parse_args(argv)
-        for package in ("matplotlib", "graphviz"):
-            if importlib.util.find_spec(package) is None:
-                raise UsageError(f"the pictures need the package {package}: pip install 'tinyseq[examples]'")
+        if importlib.util.find_spec("matplotlib") is None:
+            raise UsageError("the loss curve needs the package matplotlib: pip install 'tinyseq[examples]'")
         if options.backend:
             ts.use_backend(options.backend)
         path = options.out / "checkpoint.safetensors"
