@@ -37,10 +37,6 @@ class Var:
         self.dtype = np.dtype(dtype)
         self.name = name
 
-    def like(self) -> Var:
-        """A new value of the same shape and dtype."""
-        return Var(self.shape, self.dtype, self.name)
-
     def __repr__(self) -> str:
         return f"{self.name or 'value'}: {_type(self)}"
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import count
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tinyseq import mode
 from tinyseq.errors import GraphError, ShapeError
@@ -87,10 +87,6 @@ class Node:
         self.extra: dict[str, Any] | None = None
         mask = sum(1 << i for i, parent in enumerate(parents) if parent is not None)
         self.pull = primitive.plan(mask | 1 << len(parents))[2]
-
-    def free(self) -> None:
-        """Drop the kept arrays; the structure stays, for those who look at it."""
-        self.inputs = self.output = None
 
     def __repr__(self) -> str:
         return f"<node {self.serial}: {self.primitive.name} {self.shape}>"
@@ -169,13 +165,6 @@ class Part:
         self.count = count
 
 
-class Operations(Protocol):
-    """What the walk asks of ``F`` besides the table: how to see a node's kept arrays, and what a sum is."""
-
-    view: Callable[[Node], Any]
-    owns_sums: bool
-
-
 def walk(
     F: Any,
     outputs: Iterable[tuple[Place, Array]],
@@ -187,7 +176,8 @@ def walk(
     """Walk back from outputs, each with its cotangent, and return the cotangent of each place in ``wrt``.
 
     Args:
-        F: the operations to run VJPs with: a backend's on raw arrays, or the recorded ones on Tensors.
+        F: the operations to run VJPs with: a backend's on raw arrays, or the recorded ones on Tensors. Besides the table
+            it has ``view`` (a node as the rules see it, or None for the node itself), ``add_owned`` and ``owns_sums``.
         outputs: where to start, each with a cotangent of its shape.
         wrt: whose cotangents are wanted; the walk does not go behind them. None: every leaf that is reached.
         retain: keep the kept arrays, so that the graph can be walked again.
@@ -281,7 +271,7 @@ def walk(
             else:
                 add(parent, part)
         if not retain:
-            node.inputs = node.output = None
+            node.inputs = node.output = None  # the structure stays, for those who look at it
     return found
 
 

@@ -461,13 +461,11 @@ class Program:
 
     Attributes:
         forward, backward: the plans.
-        kept: the values of the forward pass that the backward pass reads, other than carry and x.
     """
 
     body: Body
     forward: Plan
     backward: Plan
-    kept: tuple[Var, ...]
 
     def __str__(self) -> str:
         names = Names()
@@ -500,7 +498,6 @@ def program(body: Body) -> Program:
             [v for v in inputs if isinstance(v, Var)],
             [v for v in weights if isinstance(v, Var)],
         ),
-        tuple(kept),
     )
 
 
