@@ -1,9 +1,11 @@
 """Graph: a straight-line program of primitives. It prints itself, and it checks itself.
 
-    graph (h: float32[B,4], x: float32[B,3]; w: float32[3,4]) {
-      a: float32[B,4] = matmul(x, w)
-      b: float32[B,4] = add(a, h)
+    graph (h: float32[2,4], x: float32[2,3]; w: float32[3,4]) {
+      a: float32[2,4] = matmul(x, w)
+      b: float32[2,4] = add(a, h)
     } -> (b)
+
+Inputs come first, after the semicolon what the function closed over, and each line assigns one value of a known type.
 
 A graph is what a function does when it is traced; the compiler's passes turn graphs into graphs, backends run them, and
 pictures are drawn from them.
@@ -83,8 +85,8 @@ class Graph:
         """This graph, if it is well formed.
 
         Raises:
-            GraphError: a value is used before it is assigned, assigned twice, or its shape or dtype is not what the
-                primitive's shape rule says.
+            GraphError: a value is used before it is assigned or assigned twice, operands do not fit, or the shape or dtype
+                of a result is not what the primitive's shape rule says.
         """
         known: set[Var] = set()
         for var in (*self.inputs, *self.closed):
@@ -98,7 +100,10 @@ class Graph:
             if equation.output in known:
                 raise GraphError(f"{equation.primitive.name} assigns {equation.output!r}, which was assigned before")
             known.add(equation.output)
-            shape, dtype = equation.primitive.shape(*equation.inputs, **equation.params)
+            try:
+                shape, dtype = equation.primitive.shape(*equation.inputs, **equation.params)
+            except (LookupError, TypeError, ValueError) as error:  # tinyseq's own among them
+                raise GraphError(f"{equation.primitive.name} cannot assign {equation.output!r}: {error}") from error
             if (tuple(shape), dtype) != (equation.output.shape, equation.output.dtype):
                 raise GraphError(
                     f"{equation.primitive.name} gives {dtype}{list(shape)}, and the graph says {equation.output!r}"
@@ -109,7 +114,7 @@ class Graph:
         return self
 
     def key(self) -> Any:
-        """A value that is equal for graphs that do the same on inputs of the same shapes and dtypes."""
+        """A value that is equal for graphs with the same equations in the same order, whatever their values are called."""
         numbers = {v: i for i, v in enumerate((*self.inputs, *self.closed))}
 
         def operand(x: Operand) -> Any:
@@ -159,7 +164,7 @@ class Names(dict[Var, str]):
 
     def line(self, e: Equation) -> str:
         """An equation as a line of text."""
-        operands = [*map(self.operand, e.inputs), *(f"{key}={value!r}" for key, value in e.params.items())]
+        operands = [*map(self.operand, e.inputs), *(f"{key}={_shown(value)}" for key, value in e.params.items())]
         return f"{self[e.output]}: {_type(e.output)} = {e.primitive.name}({', '.join(operands)})"
 
 
@@ -171,11 +176,25 @@ def constant_key(value: Any) -> Any:
         return tuple(map(constant_key, value))
     if isinstance(value, slice):
         return ("slice", value.start, value.stop, value.step)
+    if isinstance(value, float):
+        return (type(value).__name__, value.hex())  # 0.0 and -0.0 differ, and NaN is itself
     return (type(value).__name__, value)  # 1, 1.0 and True are different constants
 
 
 def _type(var: Var) -> str:
     return f"{var.dtype}[{','.join(map(str, var.shape))}]"
+
+
+def _shown(value: Any) -> str:
+    """Metadata as one would write it: slices with colons, three dots for the axes before."""
+    if isinstance(value, slice):
+        start, stop, step = ("" if part is None else str(part) for part in (value.start, value.stop, value.step))
+        return f"{start}:{stop}:{step}" if step else f"{start}:{stop}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))}{',' * (len(value) == 1)})"
+    if value is Ellipsis:
+        return "..."
+    return str(value) if isinstance(value, np.dtype) else repr(value)
 
 
 def _letters() -> Iterator[str]:

@@ -6,62 +6,23 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from tinyseq.array_api import full_key
 from tinyseq.graph import Equation, Graph, Operand, Var, constant_key
 from tinyseq.primitives import TABLE, Primitive
 
 # Operations on corresponding elements.
-ARITHMETIC = frozenset(
-    (
-        "neg",
-        "abs",
-        "sign",
-        "floor",
-        "round",
-        "relu",
-        "clip",
-        "cast",
-        "copy",
-        "add",
-        "sub",
-        "mul",
-        "where",
-        "maximum",
-        "minimum",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "logical_and",
-        "logical_or",
-        "logical_xor",
-        "logical_not",
-        "isfinite",
-        "isnan",
-    )
-)
-ELEMENTWISE = ARITHMETIC | frozenset(
-    (
-        "exp",
-        "expm1",
-        "log",
-        "log1p",
-        "sqrt",
-        "tanh",
-        "sigmoid",
-        "erf",
-        "sin",
-        "cos",
-        "div",
-        "power",
-        "remainder",
-        "floor_divide",
-    )
-)
+ARITHMETIC = frozenset((
+    "neg", "abs", "sign", "floor", "round", "relu", "clip", "cast", "copy", "add", "sub", "mul", "where", "maximum", "minimum",
+    "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "logical_not", "isfinite", "isnan",
+))  # fmt: skip
+ELEMENTWISE = ARITHMETIC | frozenset((
+    "exp", "expm1", "log", "log1p", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos", "div", "power", "remainder", "floor_divide",
+))  # fmt: skip
 
 __all__ = [
     "ARITHMETIC",
@@ -139,30 +100,35 @@ def common_subexpressions(graph: Graph) -> Graph:
     return rewrite(graph, rule)
 
 
-def _is(x: Operand, number: float) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and x == number
+def _neutral(name: str, x: Operand, dtype: Any) -> bool:
+    """Whether the number on the right of the operation changes nothing, not even the sign of a zero: -0.0 + 0 is 0.0."""
+    if isinstance(x, Var | bool):
+        return False
+    if name in ("mul", "div", "power"):
+        return x == 1
+    negative = math.copysign(1, x) < 0
+    return x == 0 and (dtype.kind != "f" or (name == "add" and negative) or (name == "sub" and not negative))
 
 
 def fold(graph: Graph) -> Graph:
-    """Without operations that change nothing: a + 0, a * 1, a reshape to the same shape, a cast to the same dtype.
+    """Without operations that change nothing: a * 1, a - 0, a reshape to the same shape, a cast to the same dtype.
 
-    a * 0 stays, since it is not 0 for a NaN or an infinity.
+    a * 0 stays, since it is not 0 for a NaN or an infinity, and so does a + 0 in floats, since it is 0.0 for -0.0.
     """
     made: dict[Var, Equation] = {}
 
     def rule(e: Equation, emit: Emit) -> Operand | None:
-        name, first = e.primitive.name, e.inputs[0]
-        made[e.output] = e
-        if isinstance(first, Var) and first.shape == e.output.shape and first.dtype == e.output.dtype:
-            second = e.inputs[1] if len(e.inputs) == 2 else None
-            if name in ("reshape", "broadcast_to", "cast", "copy", "detach") or (name == "concatenate" and len(e.inputs) == 1):
-                return first
-            if second is not None and (
-                (name in ("mul", "div", "power") and _is(second, 1)) or (name in ("add", "sub") and _is(second, 0))
-            ):
-                return first
-        neutral = (name == "mul" and _is(first, 1)) or (name == "add" and _is(first, 0))
-        if neutral and isinstance(e.inputs[1], Var) and e.inputs[1].shape == e.output.shape:
+        name, first, out = e.primitive.name, e.inputs[0], e.output
+        made[out] = e
+
+        def same(x: Operand) -> bool:
+            return isinstance(x, Var) and (x.shape, x.dtype) == (out.shape, out.dtype)
+
+        if name in ("reshape", "broadcast_to", "cast", "copy", "detach", "concatenate") and len(e.inputs) == 1 and same(first):
+            return first
+        if name in ("mul", "div", "power", "add", "sub") and same(first) and _neutral(name, e.inputs[1], out.dtype):
+            return first
+        if name in ("mul", "add") and same(e.inputs[1]) and _neutral(name, first, out.dtype):
             return e.inputs[1]
         if name == "concatenate":
             return _flattened(e, made, emit)
@@ -171,12 +137,20 @@ def fold(graph: Graph) -> Graph:
             if name == "neg":
                 return inner.inputs[0]
             if name == "reshape":
-                return emit("reshape", inner.inputs[0], shape=e.params["shape"])
+                source = inner.inputs[0]
+                return source if same(source) else _noted(made, emit, "reshape", source, shape=e.params["shape"])
             if name == "permute" and e.params["axes"] == inner.params["axes"] == (-1, -2):
                 return inner.inputs[0]
         return None
 
     return rewrite(graph, rule)
+
+
+def _noted(made: dict[Var, Equation], emit: Emit, name: str, *inputs: Operand, **params: Any) -> Var:
+    """Emit an equation that later ones can look through."""
+    output = emit(name, *inputs, **params)
+    made[output] = Equation(TABLE[name], inputs, params, output)
+    return output
 
 
 def _flattened(e: Equation, made: dict[Var, Equation], emit: Emit) -> Operand | None:
@@ -189,19 +163,27 @@ def _flattened(e: Equation, made: dict[Var, Equation], emit: Emit) -> Operand | 
     if len(parts) == len(e.inputs):
         return None
     sizes = tuple(x.shape[e.params["axis"]] for x in parts if isinstance(x, Var))
-    return emit("concatenate", *parts, axis=e.params["axis"], sizes=sizes)
+    return _noted(made, emit, "concatenate", *parts, axis=e.params["axis"], sizes=sizes)
 
 
 def _columns(e: Equation | None, name: str) -> tuple[int, int] | None:
     """Which columns of the last axis a getitem reads or a scatter_add writes, if it is nothing but that."""
     if e is None or e.primitive.name != name or len(e.inputs) != 1:
         return None
-    key = e.params["key"]
-    if len(key) != 2 or key[0] is not Ellipsis or not isinstance(key[1], slice) or key[1].step not in (None, 1):
+    whole = e.inputs[0] if name == "getitem" else e.output
+    assert isinstance(whole, Var)
+    *rows, columns = full_key(e.params["key"], whole.shape) or (None,)
+    sizes = whole.shape[:-1]
+    if len(rows) != len(sizes) or not all(_everything(row, size) for row, size in zip(rows, sizes, strict=True)):
         return None
-    width = (e.inputs[0] if name == "getitem" else e.output).shape[-1]  # type: ignore[union-attr]
-    start, stop, _ = key[1].indices(width)
+    if not isinstance(columns, slice) or columns.step not in (None, 1):
+        return None
+    start, stop, _ = columns.indices(whole.shape[-1])
     return start, stop
+
+
+def _everything(entry: Any, size: int) -> bool:
+    return isinstance(entry, slice) and entry.indices(size) == (0, size, 1)
 
 
 def join_slices(graph: Graph) -> Graph:
@@ -209,25 +191,30 @@ def join_slices(graph: Graph) -> Graph:
 
     Such sums are the gradient of a split: z[:, :H], z[:, H:2H] ... each give zeros but for their columns.
     """
-    made = {e.output: e for e in graph.equations}
+    made: dict[Var, Equation] = {}
 
-    def pieces(x: Operand) -> dict[tuple[int, int], Operand] | None:
+    def pieces(x: Operand, shape: tuple[int, ...]) -> dict[tuple[int, int], Operand] | None:
         e = made.get(x) if isinstance(x, Var) else None
-        where = _columns(e, "scatter_add")
-        if e is not None and where is not None:
-            return {where: e.inputs[0]}
-        if e is None or e.primitive.name != "add" or e.inputs[0] is e.inputs[1]:
+        if e is None or e.output.shape != shape:
             return None
-        sides = [pieces(side) for side in e.inputs]
-        if sides[0] is None or sides[1] is None:
+        span = _columns(e, "scatter_add")
+        if span is not None:
+            piece = e.inputs[0]
+            exact = isinstance(piece, Var) and piece.shape == (*shape[:-1], span[1] - span[0])
+            return {span: piece} if exact else None
+        if e.primitive.name != "add" or e.inputs[0] is e.inputs[1]:
             return None
-        spans = sorted([*sides[0], *sides[1]])
+        left, right = (pieces(side, shape) for side in e.inputs)
+        if left is None or right is None:
+            return None
+        spans = sorted([*left, *right])
         if any(a[1] > b[0] for a, b in itertools.pairwise(spans)):
             return None
-        return {**sides[0], **sides[1]}
+        return {**left, **right}
 
     def rule(e: Equation, emit: Emit) -> Operand | None:
-        found = pieces(e.output) if e.primitive.name == "add" else None
+        made[e.output] = e
+        found = pieces(e.output, e.output.shape) if e.primitive.name == "add" else None
         if not found:
             return None
         spans = sorted(found)
@@ -252,10 +239,7 @@ def narrow(graph: Graph) -> Graph:
     def rule(e: Equation, emit: Emit) -> Operand | None:
         name, out = e.primitive.name, e.output
 
-        def emitted(what: str, *inputs: Operand, **params: Any) -> Var:
-            v = emit(what, *inputs, **params)
-            made[v] = Equation(TABLE[what], tuple(inputs), params, v)
-            return v
+        emitted = partial(_noted, made, emit)
 
         def columns(x: Operand, start: int, stop: int, width: int) -> Operand:
             """The columns of an operand; a number or a single column is its own."""
@@ -309,7 +293,12 @@ def narrow(graph: Graph) -> Graph:
 
 
 def _joins_columns(e: Equation, width: int) -> bool:
-    return e.primitive.name == "concatenate" and e.params["axis"] == -1 and e.output.shape[-1] == width
+    return (
+        e.primitive.name == "concatenate"
+        and e.params["axis"] == -1
+        and e.output.shape[-1] == width
+        and sum(map(bool, e.params["sizes"])) > 1
+    )
 
 
 def split_products(graph: Graph) -> Graph:
@@ -377,18 +366,21 @@ def merge_products(graph: Graph) -> Graph:
     return rewrite(Graph(graph.inputs, (*outside, *inside), graph.outputs, graph.closed), rule)
 
 
+SIMPLIFY = (
+    dead_code,
+    split_products,
+    fold,
+    common_subexpressions,
+    join_slices,
+    narrow,
+    common_subexpressions,
+    fold,
+    dead_code,
+)
+
+
 def simplify(graph: Graph) -> Graph:
-    """All passes that hold whatever the graph is for, in order."""
-    for one in (
-        dead_code,
-        split_products,
-        fold,
-        common_subexpressions,
-        join_slices,
-        narrow,
-        common_subexpressions,
-        fold,
-        dead_code,
-    ):
-        graph = one(graph)
-    return graph.check()
+    """All passes that hold whatever the graph is for, in order; the graph is checked after each."""
+    for one in SIMPLIFY:
+        graph = one(graph).check()
+    return graph
