@@ -129,7 +129,6 @@ def test_a_folder_in_the_place_of_a_kernel_is_said_once(machine: Machine) -> Non
     assert "compiled loops cannot be kept" in result["said"][0]
 
 
-@pytest.mark.xfail(reason="a kernel's checksum does not cover its name, so another's machine code is run and crashes")
 def test_a_kernel_under_the_name_of_another_is_not_run(machine: Machine) -> None:
     """Whole, and not the one that was asked for."""
     expected = machine.run()[0]

@@ -192,7 +192,6 @@ def test_python_may_look_at_shapes_and_at_what_stands_outside() -> None:
     np.testing.assert_array_equal(end.numpy(), xs().numpy().sum(0))
 
 
-@pytest.mark.xfail(reason="AttributeError: 'Trace' object has no attribute 'xp'")
 def test_a_shape_that_depends_on_values() -> None:
     refused(ts.GraphError, "ts.where|unroll", lambda: ts.scan(lambda c, x: (c, x[x > 0].sum()), zeros(), xs()))
 
@@ -232,22 +231,17 @@ def test_a_traced_tensor_that_outlives_its_scan_is_refused(use: Callable[[ts.Ten
         use(t)
 
 
-@pytest.mark.xfail(
-    reason="the sentence is that of a branch inside the step: it does not say that the tensor is of a scan that ended"
-)
 @pytest.mark.parametrize("use", USES)
 def test_a_traced_tensor_that_outlives_its_scan_is_called_so(use: Callable[[ts.Tensor], Any]) -> None:
     t = escaped()
     refused(ts.GraphError, LEFT, lambda: use(t))
 
 
-@pytest.mark.xfail(reason="it is taken as a closed-over array: UFuncTypeError from NumPy")
 def test_a_traced_tensor_that_outlives_its_scan_in_another_step() -> None:
     t = escaped()
     refused(ts.GraphError, LEFT, lambda: ts.scan(lambda c, x: (c + t, x), zeros(), xs()))
 
 
-@pytest.mark.xfail(reason="AttributeError: 'Trace' object has no attribute 'table'")
 @pytest.mark.parametrize(
     "call",
     [
@@ -268,7 +262,6 @@ def test_assignment_to_a_part_of_the_carry() -> None:
     refused(ts.GraphError, r"in-place assignment .*; write x = ts\.where", lambda: ts.scan(step, zeros(), xs()))
 
 
-@pytest.mark.xfail(reason="the step runs once, so the assignment happens once: unlike unroll=True, and without a word")
 @pytest.mark.parametrize("value", [1.0, "outside"])
 def test_assignment_to_a_tensor_outside(value: Any) -> None:
     count = zeros(2)
@@ -280,7 +273,6 @@ def test_assignment_to_a_tensor_outside(value: Any) -> None:
     refused(ts.GraphError, "carry|outside", lambda: ts.scan(step, zeros(), xs()))
 
 
-@pytest.mark.xfail(reason="TypeError: float() argument must be a string or a real number, not 'Abstract'")
 def test_assignment_of_a_traced_value_to_a_tensor_outside() -> None:
     state = zeros(2)
 
@@ -304,7 +296,6 @@ def test_a_name_outside_that_is_bound_to_a_traced_tensor() -> None:
         total.numpy()
 
 
-@pytest.mark.xfail(reason="a scan whose carry and xs have numbers is compiled, though its step closes over a traced tensor")
 def test_a_scan_inside_a_step_may_read_what_is_traced_outside_it() -> None:
     """No side effect: the inner step only reads."""
 

@@ -34,10 +34,12 @@ class Tracer(Backend):
 
     Attributes:
         level: a trace within a trace has the higher level, and takes the other's values as given.
+        ended: whether the traced function has returned.
     """
 
     array_type = Abstract
     level: int
+    ended: bool
 
     def apply(self, primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
         """Record an operation, at least one of whose inputs is traced."""

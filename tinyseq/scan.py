@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 
 from tinyseq import mode
 from tinyseq.compiler.scan import compiled_scan, traced
-from tinyseq.errors import DTypeError, ShapeError
+from tinyseq.errors import DTypeError, GraphError, ShapeError
+from tinyseq.flow import active as active_flow
+from tinyseq.flow import watch
 from tinyseq.functions import stack
 from tinyseq.tensor import Tensor, as_tensor, bool_, where
 from tinyseq.tree import TreeDef, flatten
@@ -31,6 +34,7 @@ def scan(
     lengths: Any = None,
     resets: Any = None,
     unroll: bool = False,
+    checkpoint: int | bool = False,
 ) -> tuple[Tree, Tree]:
     """Run ``step(carry, x) -> (carry, y)`` over the first axis of ``xs``; return the last carry and all y, stacked.
 
@@ -61,12 +65,17 @@ def scan(
         unroll: run ``step`` in Python and record every step on the tape: the definition. Otherwise ``step`` is called
             once, to see what it does, and the backend compiles a loop; then it must not branch on values, draw random
             numbers or change anything outside.
+        checkpoint: k: keep the carry every k steps only, and run the steps between again when the gradient is taken: what
+            is kept then takes the memory of T / k + k steps instead of T, for the time of one more forward pass. True
+            stands for the square root of T, which keeps least.
 
     Raises:
         ShapeError: xs of unequal lengths, no steps at all, a carry that changes its structure or shape, lengths or
             resets that do not fit.
         DTypeError: a carry that changes its dtype, lengths that are no integers, resets that are no booleans.
-        GraphError: a compiled ``step`` looks at a value or draws random numbers.
+        GraphError: a compiled ``step`` looks at a value, draws random numbers or assigns to a tensor outside;
+            ``checkpoint`` with ``unroll``.
+        ValueError: ``checkpoint`` is no positive number of steps.
 
     >>> import tinyseq as ts
     >>> total, sums = ts.scan(lambda c, x: (c + x, c + x), ts.tensor(0), ts.tensor([1, 2, 3]))
@@ -76,6 +85,9 @@ def scan(
     x_leaves, x_kinds = _tensors(xs)
     start, kinds = _tensors(carry)
     steps = _steps(x_leaves, x_kinds, length)
+    every = _every(checkpoint, steps, unroll)
+    flow = active_flow()
+    entry = None if flow is None or mode.current().tracing else flow.entry(kinds.paths())
     valid = None if lengths is None else _valid(lengths, steps)
     flags = None if resets is None else _flags(resets, steps)
     rows = _rows(valid, flags)
@@ -108,9 +120,12 @@ def scan(
     def unrolled(first: list[Tensor], stacks: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         leaves = first
         ys: list[list[Tensor]] = []
+        squares: dict[int, Any] = {}
         for t in reversed(range(steps)) if reverse else range(steps):
             with mode.scope("step", t):
                 leaves, outputs = flat(t, *leaves, *(x[t] for x in stacks))
+            if entry is not None:
+                watch(entry, t, steps, leaves, squares)
             if ys:
                 assert y_kinds is not None
                 _check_same("y", ys[0], y_kinds, outputs, y_kinds, t)
@@ -122,7 +137,7 @@ def scan(
     if unroll or not (start or x_leaves) or traced([*start, *x_leaves]):
         last, stacked = unrolled(start, [*x_leaves, *marks])
     else:
-        last, stacked = compiled_scan(partial(flat, 0), start, [*x_leaves, *marks], steps, reverse, unrolled)
+        last, stacked = compiled_scan(partial(flat, 0), start, [*x_leaves, *marks], steps, reverse, unrolled, every, entry)
     assert y_kinds is not None  # there is at least one step
     if valid is not None:
         _check_batch(stacked, y_kinds, rows, "ys", axis=1)
@@ -154,6 +169,19 @@ def _steps(xs: list[Tensor], kinds: TreeDef, length: int | None) -> int:
     if steps < 1:
         raise ShapeError(f"scan over {steps} steps has no outputs to stack; give at least one step")
     return steps
+
+
+def _every(checkpoint: int | bool, steps: int, unroll: bool) -> int | None:
+    """After how many steps the carry is kept; None where nothing is to be run again."""
+    if checkpoint is False:
+        return None
+    if unroll:
+        raise GraphError("scan(checkpoint=...) is for the compiled loop; with unroll=True, wrap parts of it in ts.checkpoint")
+    if checkpoint is True:
+        return math.isqrt(steps - 1) + 1
+    if not isinstance(checkpoint, int) or checkpoint < 1:
+        raise ValueError(f"scan takes a positive number of steps as checkpoint, or True, got {checkpoint!r}")
+    return checkpoint
 
 
 def _valid(lengths: Any, steps: int) -> Tensor:

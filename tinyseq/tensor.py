@@ -556,6 +556,11 @@ class Tensor:
         if self.node is None:
             raise GraphError("backward() on a tensor that no tensor with requires_grad=True led to; nothing to differentiate")
         backend = self.backend
+        if isinstance(backend, Tracer):
+            raise GraphError(
+                "backward() on a traced tensor, which has no numbers; call it on what scan returns, or use ts.grad on a "
+                "function within the step"
+            )
         if gradient is None:
             if self.size != 1:
                 raise GraphError(
@@ -918,6 +923,11 @@ class Tensor:
                 "in-place assignment on a tensor that is on the tape would change gradients that were promised; "
                 "write x = ts.where(mask, value, x), or ts.stack / ts.concatenate the parts "
                 "(a leaf may be assigned to under ts.no_grad())"
+            )
+        if mode.current().tracing:
+            raise GraphError(
+                "a step that is compiled runs once, so an assignment to a tensor outside it would happen once; make that tensor "
+                "a part of the carry, or use scan(..., unroll=True)"
             )
         static, indices = self._split_key(key)
         value = as_tensor(value)

@@ -62,12 +62,14 @@ class NumbaBackend(NumpyBackend):
 
     def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
         """The step as machine code, a share of the batch a thread; NumPy's loop where there is no code for an operation."""
+        from tinyseq.compiler import debug
         from tinyseq_numba.loop.compile import compile_step
         from tinyseq_numba.loop.layout import Unsupported
 
         try:
             return compile_step(step)
         except Unsupported as reason:
+            debug.show("time", f"fell back to NumPy's loop: there is no code for {reason}")
             _say_once(str(reason))
             return super().compile_loop(step)
 

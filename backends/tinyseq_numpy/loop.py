@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyseq.compiler import debug
 from tinyseq.graph import Equation, Operand, Var
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def source(step: Step) -> tuple[str, dict[str, Any]]:
 def compile_loop(step: Step, backend: Backend) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
     """The step as a loop on NumPy arrays."""
     text, constants = source(step)
+    debug.show("source", "Python", text)
     name = f"<tinyseq loop {_serial()}>"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)  # so that a traceback shows it
     space: dict[str, Any] = {"np": np, "empty": np.empty, "asarray": np.asarray, "ops": backend.ops, **constants}

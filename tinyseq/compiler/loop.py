@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tinyseq import mode
@@ -43,6 +44,7 @@ class Body:
             gradients of carry, x and what was closed over.
         carries, xs, ys: how many of each there are.
         closed: the Tensors that were closed over.
+        watched: for which parts of the carry the squared gradient is handed out too, summed over the last axis.
     """
 
     joint: Graph
@@ -50,6 +52,7 @@ class Body:
     xs: int
     ys: int
     closed: tuple[Tensor, ...]
+    watched: tuple[int, ...] = ()
 
     @property
     def carry(self) -> tuple[Var, ...]:
@@ -73,7 +76,11 @@ class Body:
 
     @property
     def gradients(self) -> tuple[Operand, ...]:
-        return self.joint.outputs[self.carries + self.ys :]
+        return self.joint.outputs[self.carries + self.ys : len(self.joint.outputs) - len(self.watched)]
+
+    @property
+    def squares(self) -> tuple[Operand, ...]:
+        return self.joint.outputs[len(self.joint.outputs) - len(self.watched) :]
 
 
 @dataclass(frozen=True)
@@ -105,16 +112,18 @@ def open_body(step: FlatStep, carry: Sequence[Any], xs: Sequence[Any]) -> Opened
     with mode.changed(recording=True, tracing=True):
         after, ys = step(*arguments)
         outputs = [tracer.inside(as_tensor(y)) for y in (*after, *ys)]
+    tracer.ended = True
     return Opened(tracer, arguments, outputs, graph_of(tracer, arguments, outputs))
 
 
-def differentiate(opened: Opened, carries: int, wanted: Sequence[bool]) -> Body:
+def differentiate(opened: Opened, carries: int, wanted: Sequence[bool], watch: bool = False) -> Body:
     """A traced body and its gradient, in one graph.
 
     Args:
         opened: what ``open_body`` returned.
         carries: how many parts the carry has.
         wanted: for carry, x and what was closed over: whether its gradient is asked for.
+        watch: hand out the squared gradient of the state that each step leaves.
     """
     tracer, arguments, outputs = opened.tracer, opened.arguments, opened.outputs
     if not any(wanted):
@@ -126,14 +135,19 @@ def differentiate(opened: Opened, carries: int, wanted: Sequence[bool]) -> Body:
         starts = [(y.node, g) for y, g in zip(outputs, cotangents, strict=True) if y.dtype.kind == "f" and y.node is not None]
         places = [x.node for x in (*arguments, *closed_before) if x.node is not None]
         asked = {place for i, (place, w) in enumerate(zip(places, wanted, strict=True)) if w or i < carries}
+        watched = tuple(i for i, y in enumerate(outputs[:carries]) if watch and y.dtype.kind == "f" and y.node is not None)
+        left: dict[int, Tensor] = {}  # the whole gradient of the state that a step leaves, as the walk passes it
+        for i in watched:
+            outputs[i].register_hook(partial(left.__setitem__, i))
         found = walk(recorded, starts, asked, retain=True)
         gradients = [found.get(place) if place in asked else None for place in places]
         for i in range(carries):  # the loop carries it on, so it must be a value
             if gradients[i] is None:
                 x = arguments[i]
                 gradients[i] = tracer.inside(Tensor(tracer.full(x.shape, 0, x.dtype)))
-    traced = graph_of(tracer, [*arguments, *cotangents], [*outputs, *gradients])
-    return Body(simplify(traced.graph), carries, len(arguments) - carries, len(outputs) - carries, traced.closed)
+        squares = [(left[i] * left[i]).sum(-1) if outputs[i].ndim else left[i] * left[i] for i in watched if i in left]
+    traced = graph_of(tracer, [*arguments, *cotangents], [*outputs, *gradients, *squares])
+    return Body(simplify(traced.graph), carries, len(arguments) - carries, len(outputs) - carries, traced.closed, tuple(sorted(left)))
 
 
 @dataclass(frozen=True)
@@ -495,7 +509,7 @@ def program(body: Body) -> Program:
             body.gradients[: body.carries],
             [*body.carry, *body.x, *body.cotangents[body.carries :], *(v for v in given if v in timed)],
             body.joint.closed,
-            [v for v in inputs if isinstance(v, Var)],
+            [v for v in (*inputs, *body.squares) if isinstance(v, Var)],
             [v for v in weights if isinstance(v, Var)],
         ),
     )

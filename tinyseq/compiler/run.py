@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tinyseq.backend import Backend
+from tinyseq.compiler import debug
 from tinyseq.compiler.loop import Plan, Program, Total, lifted
 from tinyseq.graph import Equation, Operand, Var
 
@@ -23,7 +26,10 @@ class Runner:
     def __init__(self, program: Program, backend: Backend) -> None:
         self.program = program
         self.backend = backend
-        self._forward = backend.compile_loop(program.forward.step)
+        debug.show("graph", "a step and its gradient", program.body.joint)
+        debug.show("split", f"by time, for {backend.name}", program)
+        with debug.timed(f"compiled the forward loop for {backend.name}"):
+            self._forward = backend.compile_loop(program.forward.step)
         self._backward: Loop | None = None  # compiled when first asked for: who only infers does not wait for it
         plan = program.backward
         equations = (*plan.fixed, *plan.before, *plan.after)
@@ -45,16 +51,30 @@ class Runner:
         assert isinstance(y, Var)
         return env[y] if y in plan.stacked else self.backend.ops.broadcast_to(env[y], shape=(steps, *y.shape))
 
-    def backward(self, env: Env, last: Sequence[Array], ys: Sequence[Array], steps: int, reverse: bool) -> list[Array | None]:
-        """From the cotangents of the last carry and of the outputs to those of carry, xs and what was closed over."""
+    def backward(
+        self,
+        env: Env,
+        last: Sequence[Array],
+        ys: Sequence[Array],
+        steps: int,
+        reverse: bool,
+        squares: Callable[[list[Array]], object] | None = None,
+    ) -> list[Array | None]:
+        """From the cotangents of the last carry and of the outputs to those of carry, xs and what was closed over.
+
+        ``squares`` is given the squared gradients of the watched parts of the carry at every step.
+        """
         if self._backward is None:
-            self._backward = self.backend.compile_loop(self.program.backward.step)
+            with debug.timed(f"compiled the backward loop for {self.backend.name}"):
+                self._backward = self.backend.compile_loop(self.program.backward.step)
         body, plan, ops = self.program.body, self.program.backward, self.backend.ops
         env = {**env, **dict(zip(body.cotangents[body.carries :], ys, strict=True))}
         first = _run(ops, plan, self._backward, env, body.cotangents[: body.carries], last, steps, not reverse)
         totals = {total.var: _total(ops, total, plan, env, steps) for total in plan.totals}
         for e in plan.finally_:
             totals[e.output] = getattr(ops, e.primitive.name)(*(_value(totals, x) for x in e.inputs), **e.params)
+        if squares is not None:
+            squares([self._square(v, env, plan, steps) for v in body.squares])
         of_xs = body.gradients[body.carries : body.carries + body.xs]
         of_closed = body.gradients[body.carries + body.xs :]
         return [
@@ -62,6 +82,12 @@ class Runner:
             *(self._stack(v, env, plan, steps) if isinstance(v, Var) else None for v in of_xs),
             *(totals[v] if isinstance(v, Var) else None for v in of_closed),
         ]
+
+    def _square(self, v: Operand, env: Env, plan: Plan, steps: int) -> Array:
+        """A squared gradient at every step; one that nothing depends on is zero."""
+        if isinstance(v, Var):
+            return self._stack(v, env, plan, steps)
+        return self.backend.full((steps,), 0, np.dtype("float32"))
 
 
 def _run(
@@ -80,7 +106,8 @@ def _run(
         env[e.output] = getattr(ops, e.primitive.name)(*(_value(env, x) for x in e.inputs), **e.params)
     _lift(ops, plan.before, plan, env, steps)
     stacks, closed = [env[v] for v in step.slices], [env[v] for v in step.graph.closed]
-    last, histories, written = loop(start, stacks, closed, steps, reverse)
+    with debug.timed(f"{steps} steps of a loop"):
+        last, histories, written = loop(start, stacks, closed, steps, reverse)
     for i, history in zip(step.histories, histories, strict=True):
         # The states before each step and those after it are one stack, a step apart.
         first, rest = (ops.getitem(history, key=(part,)) for part in (slice(None, -1), slice(1, None)))

@@ -8,8 +8,11 @@ from typing import Any
 
 from tinyseq import mode
 from tinyseq.abstract import Abstract
-from tinyseq.compiler.loop import FlatStep, differentiate, open_body, program
+from tinyseq.backend import Backend
+from tinyseq.compiler.checkpoint import Checkpointed
+from tinyseq.compiler.loop import FlatStep, Opened, differentiate, open_body, program
 from tinyseq.compiler.run import Runner
+from tinyseq.flow import Entry
 from tinyseq.primitives import Primitive
 from tinyseq.tape import Node, walk
 from tinyseq.tensor import Tensor, link, outputs_of, recorded
@@ -31,7 +34,14 @@ class _Slice:
 
 
 def compiled_scan(
-    step: FlatStep, carry: Sequence[Tensor], xs: Sequence[Tensor], steps: int, reverse: bool, unrolled: Unrolled
+    step: FlatStep,
+    carry: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    steps: int,
+    reverse: bool,
+    unrolled: Unrolled,
+    every: int | None = None,
+    flow: Entry | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Run a flat ``step(*carry, *x) -> (new carry, y)`` over T steps as a compiled loop.
 
@@ -42,32 +52,47 @@ def compiled_scan(
         steps: T.
         reverse: run from the last step to the first.
         unrolled: the same scan of other carry and xs on the tape, for derivatives of higher order.
+        every: keep the carry every so many steps, and run the steps between again for the gradient.
+        flow: where the norms of the carry's gradients go.
     """
     backend = (*carry, *xs)[0].backend
     opened = open_body(step, carry, [_Slice(x) for x in xs])
+    if traced(opened.traced.closed):  # a scan inside a step that reads what is traced there
+        return unrolled(list(carry), list(xs))
     inputs = (*carry, *xs, *opened.traced.closed)
     recording = mode.current().recording
     wanted = tuple(recording and x.node is not None for x in inputs)
-    key = (id(backend), opened.traced.graph.key(), wanted)
-    runner = _runners.get(key)
-    if runner is None:
-        runner = Runner(program(differentiate(opened, len(carry), wanted)), backend)
-        _runners[key] = runner
-        if len(_runners) > CACHED:
-            _runners.popitem(last=False)
-    else:
-        _runners.move_to_end(key)
+    runner: Runner | Checkpointed = _runner(backend, opened, len(carry), wanted, flow is not None and any(wanted))
+    if every is not None and every < steps and any(wanted):
+        nothing = (False,) * len(wanted)
+        runner = Checkpointed(_runner(backend, opened, len(carry), nothing), runner, every)  # type: ignore[arg-type]
     # Differentiation may have met constants of its own; they follow what the body closed over.
     constants = runner.program.body.closed[len(opened.traced.closed) :]
     closed = [x.data for x in (*opened.traced.closed, *constants)]
     last, ys, kept = runner.forward([x.data for x in carry], [x.data for x in xs], closed, steps, reverse)
     if not any(wanted):
         return [Tensor(a) for a in last], [Tensor(a) for a in ys]
-    params = {"runner": runner, "kept": kept, "steps": steps, "reverse": reverse, "unrolled": unrolled, "carries": len(carry)}
+    params = {
+        "runner": runner, "kept": kept, "steps": steps, "reverse": reverse, "unrolled": unrolled, "carries": len(carry),
+        "flow": flow,
+    }  # fmt: skip
     arrays = tuple(x.data for x in inputs)
     node = Node(_SCAN, tuple(x.node for x in inputs), arrays, None, params, (), None, mode.current().scope)
     outputs = outputs_of(node, [*last, *ys])
     return outputs[: len(carry)], outputs[len(carry) :]
+
+
+def _runner(backend: Backend, opened: Opened, carries: int, wanted: tuple[bool, ...], watch: bool = False) -> Runner:
+    """The program of a traced step on a backend: made once for each graph."""
+    key = (id(backend), opened.traced.graph.key(), wanted, watch)
+    runner = _runners.get(key)
+    if runner is None:
+        runner = _runners[key] = Runner(program(differentiate(opened, carries, wanted, watch)), backend)
+        if len(_runners) > CACHED:
+            _runners.popitem(last=False)
+    else:
+        _runners.move_to_end(key)
+    return runner
 
 
 def _scan_vjp(F: Any, g: list[Any], inputs: tuple[Any, ...], node: Any) -> list[Any]:
@@ -81,7 +106,12 @@ def _scan_vjp(F: Any, g: list[Any], inputs: tuple[Any, ...], node: Any) -> list[
         backend.full(shape, 0, dtype) if part is None else backend.asarray(part)
         for part, (shape, dtype) in zip(g, shapes, strict=True)
     ]
-    gradients = runner.backward(params["kept"], filled[:carries], filled[carries:], params["steps"], params["reverse"])
+    squares: list[Any] = []
+    gradients = runner.backward(
+        params["kept"], filled[:carries], filled[carries:], params["steps"], params["reverse"], squares.extend
+    )
+    for part, square in zip(body.watched, squares, strict=True):
+        params["flow"].put(part, backend.to_numpy(square))
     return gradients[: len(node.parents)]
 
 

@@ -22,6 +22,10 @@ from tinyseq.tensor import Tensor, as_tensor
 __all__ = ["Trace", "Traced", "trace"]
 
 _level = count(1).__next__
+LEFT = (
+    "a traced tensor has left the scan or function that it was made in and has no numbers; return it from there, as a part of "
+    "the carry or as y, and use what scan returns"
+)
 
 
 class Trace(Tracer):
@@ -35,6 +39,7 @@ class Trace(Tracer):
 
     def __init__(self) -> None:  # no array library, no table: `apply` is all there is
         self.level = _level()
+        self.ended = False
         self.host = current_backend()
         self.closed: dict[Any, tuple[Tensor, Tensor]] = {}
         self.fused = {}
@@ -60,15 +65,27 @@ class Trace(Tracer):
 
     def to_numpy(self, array: Abstract) -> np.ndarray[Any, Any]:
         """Refused: there are no numbers yet."""
+        if self.ended:
+            raise GraphError(LEFT)
         raise GraphError(
             f"a traced tensor of shape {array.shape} has no numbers yet, so Python cannot branch on it, print it or turn it "
             "into an array; use ts.where for a choice, or scan(..., unroll=True)"
+        )
+
+    @property
+    def xp(self) -> Any:
+        """Refused: only what depends on values asks for the array library itself."""
+        raise GraphError(
+            "the shape of this result depends on the values of a traced tensor, which has none yet; use ts.where, or "
+            "scan(..., unroll=True)"
         )
 
     def inside(self, x: Tensor) -> Tensor:
         """The Tensor itself if it is of this trace, else the input that stands for it."""
         if isinstance(x.data, Abstract) and x.data.tracer is self:
             return x
+        if isinstance(x.data, Abstract) and x.data.tracer.ended:
+            raise GraphError(LEFT)
         # The same array at another place on the tape is another tensor.
         key = (id(x.data), x.node)
         if key not in self.closed:
@@ -125,6 +142,7 @@ def trace(f: Callable[..., Sequence[Any]], inputs: Sequence[Any], names: Sequenc
     arguments = [tracer.new(x.shape, x.dtype, name) for x, name in zip(inputs, names, strict=True)]
     with mode.changed(recording=True, tracing=True):
         outputs = [tracer.inside(as_tensor(y)) for y in f(*arguments)]
+    tracer.ended = True
     return graph_of(tracer, arguments, outputs)
 
 

@@ -19,6 +19,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import platformdirs
 
+from tinyseq.compiler import debug
 from tinyseq.graph import Var
 from tinyseq_numba.loop.kernel import Kernel, write_kernel
 from tinyseq_numba.loop.layout import width_of
@@ -31,6 +32,7 @@ __all__ = ["compile_step", "threads"]
 
 Array = np.ndarray[Any, Any]
 Function = Callable[[int, int, int, int, int, Any], None]
+FORMAT = 2  # of the kept files
 
 
 @cache
@@ -51,7 +53,7 @@ _engines: list[Any] = []  # for ever: LLVM crashes when an engine that was given
 def _function(text: str) -> Function:
     """The compiled ``loop`` of a module."""
     machine, description = _machine()
-    path = _folder() / f"{hashlib.sha256(f'{description} {text}'.encode()).hexdigest()[:40]}.o"
+    path = _folder() / f"{hashlib.sha256(f'{FORMAT} {description} {text}'.encode()).hexdigest()[:40]}.o"
     code = _read(path)
     if code is None:
         module = llvm.parse_assembly(text)
@@ -79,13 +81,13 @@ def _folder() -> Path:
 
 
 def _read(path: Path) -> bytes | None:
-    """The kept code, if it is whole: it begins with its own hash."""
+    """The kept code, if it is whole and the one of this name: it begins with a hash of both."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
     digest, code = content[:32], content[32:]
-    if hashlib.sha256(code).digest() != digest:
+    if _digest(path, code) != digest:
         _say_once(f"a kept kernel in {path.parent} is damaged and is compiled anew")
         return None
     return code
@@ -96,13 +98,20 @@ def _write(path: Path, code: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        part.write_bytes(hashlib.sha256(code).digest() + code)
-        part.replace(path)
+        try:
+            part.write_bytes(_digest(path, code) + code)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         _say_once(
             f"compiled loops cannot be kept in {path.parent} ({error.strerror or error}) and are compiled anew in every run; "
             "set TINYSEQ_CACHE_DIR to a folder that can be written"
         )
+
+
+def _digest(path: Path, code: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + code).digest()
 
 
 @cache
@@ -134,6 +143,7 @@ def compile_step(step: Step) -> Callable[..., tuple[list[Array], list[Array], li
         Unsupported: there is no code for an operation in it.
     """
     kernel = write_kernel(step)
+    debug.show("source", "LLVM", kernel.text)
     function = _function(kernel.text)
     return _Loop(step, kernel, function)
 
