@@ -28,11 +28,14 @@ __all__ = ["Body", "Opened", "Plan", "Program", "Step", "Total", "differentiate"
 
 FlatStep = Callable[..., tuple[Sequence[Any], Sequence[Any]]]
 
-# Operations that only say where an element is found.
 LINEAR = frozenset(("add", "sub", "neg", "reshape", "permute", "concatenate", "flip"))
 VIEWS = frozenset(("reshape", "permute", "broadcast_to", "getitem"))
 FUSABLE = ELEMENTWISE | {"concatenate"}
-CHEAP = FUSABLE | VIEWS
+
+
+def is_view(e: Equation) -> bool:
+    """Whether the operation only says where an element is found; a gather by an index tensor reads and writes."""
+    return e.primitive.name in VIEWS and len(e.inputs) == 1
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def differentiate(opened: Opened, carries: int, wanted: Sequence[bool], watch: b
                 gradients[i] = tracer.inside(Tensor(tracer.full(x.shape, 0, x.dtype)))
         squares = [(left[i] * left[i]).sum(-1) if outputs[i].ndim else left[i] * left[i] for i in watched if i in left]
     traced = graph_of(tracer, [*arguments, *cotangents], [*outputs, *gradients, *squares])
-    return Body(simplify(traced.graph), carries, len(arguments) - carries, len(outputs) - carries, traced.closed, tuple(sorted(left)))
+    inputs, ys = len(arguments) - carries, len(outputs) - carries
+    return Body(simplify(traced.graph), carries, inputs, ys, traced.closed, tuple(sorted(left)))
 
 
 @dataclass(frozen=True)
@@ -309,7 +313,7 @@ def _plan(
             e.output in timed
             and e.output not in inside
             and e.output not in from_carry
-            and e.primitive.name in CHEAP
+            and (e.primitive.name in FUSABLE or is_view(e))
             and e.output not in asked
             and users
             and all(c.output in inside for c in users)
@@ -321,7 +325,7 @@ def _plan(
     def at_hand(v: Var) -> bool:
         if v in inside or v not in from_carry or v in carry:
             return True
-        return v in made and made[v].primitive.name in VIEWS and all(map(at_hand, made[v].vars))
+        return v in made and is_view(made[v]) and all(map(at_hand, made[v].vars))
 
     def take(v: Var) -> None:
         if v in made and v in from_carry and v not in inside:
@@ -339,7 +343,7 @@ def _plan(
     later = {e.output for e in equations if e.output in timed and e.output not in inside and e.output in from_carry}
     for e in reversed(equations):
         used_later = e.output in asked or any(c.output in later for c in consumers.get(e.output, ()))
-        if e.output in inside and e.primitive.name in VIEWS and used_later:
+        if e.output in inside and is_view(e) and used_later:
             later.add(e.output)
     after = [e for e in equations if e.output in later]
 
@@ -452,7 +456,7 @@ def kept_of(body: Body, backward: Sequence[Equation], forward: Sequence[Equation
             return
         e = made[v]
         name = e.primitive.name
-        cheap = v not in timed or name in ARITHMETIC or name in VIEWS or name == "concatenate"
+        cheap = v not in timed or name in ARITHMETIC or is_view(e) or name == "concatenate"
         if cheap or (name in ELEMENTWISE and all(w in at_hand for w in e.vars)):
             again.add(v)
             for w in e.vars:

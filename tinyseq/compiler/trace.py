@@ -143,7 +143,9 @@ def trace(f: Callable[..., Sequence[Any]], inputs: Sequence[Any], names: Sequenc
     with mode.changed(recording=True, tracing=True):
         outputs = [tracer.inside(as_tensor(y)) for y in f(*arguments)]
     tracer.ended = True
-    return graph_of(tracer, arguments, outputs)
+    traced = graph_of(tracer, arguments, outputs)
+    traced.graph.check()
+    return traced
 
 
 def graph_of(tracer: Trace, arguments: Sequence[Tensor], outputs: Sequence[Tensor | None]) -> Traced:
@@ -169,4 +171,4 @@ def graph_of(tracer: Trace, arguments: Sequence[Tensor], outputs: Sequence[Tenso
         tuple(0.0 if y is None or y.node is None else places[y.node] for y in outputs),
         tuple(places[x.node] for x in stand_ins if x.node is not None),
     )
-    return Traced(graph.check(), tuple(outer for outer, _ in tracer.closed.values()), places)
+    return Traced(graph, tuple(outer for outer, _ in tracer.closed.values()), places)
