@@ -6,7 +6,8 @@ run, and speaks with it in lines of JSON over stdin and stdout. Nothing is timed
 have been found equal. Then the processes take turns, one at a time, so that a slow minute of the machine hits all of them,
 and every turn gives one ratio to each peer; what is reported is the median of those ratios.
 
-The peers may live in another virtual environment than tinyseq (`--peer-python`), so this file needs NumPy alone.
+`main` is the whole of a benchmark; one with a report of its own calls `command`, `serve` and `measure` instead. The peers
+may live in another virtual environment than tinyseq (`--peer-python`), so this file needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import dataclasses
 import datetime
 import io
 import json
+import math
 import os
 import platform
 import statistics
@@ -34,6 +36,8 @@ RESULTS = Path(__file__).parent / "results"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 GEMM_SIZE = 2048
 PARTS = 3  # a turn counts as its best part, so that a process that was interrupted once does not look slow
+SETTLE = 0.03  # seconds for which the threads of the process before may go on spinning
+LEAST_PAIRS = 3  # that any row rests on, however slow the peer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,27 +56,36 @@ class Job:
 
     `results` gives the named outputs and gradients as NumPy arrays; they are compared before anything is timed. `timed` has
     one call for each mode ("forward", "forward+backward"); on a device a call has to wait for the device by itself.
+    `prepare` compiles what is compiled for one size, without running it.
     """
 
     results: Callable[[], dict[str, np.ndarray]]
     timed: Mapping[str, Callable[[], object]]
+    prepare: Callable[[], object] = lambda: None
 
 
-Build = Callable[[Case], Job]
+Build = Callable[[Case], Job | None]  # None: the peer has no such thing
 Connect = Callable[[], Build]  # imports the peer; an ImportError means that the peer is not there
 
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """A library to be measured: how to connect to it, and the distributions whose versions are reported."""
+    """A library to be measured: how to connect to it, and the distributions whose versions are reported.
+
+    One that is `own` runs in the Python of the harness, as tinyseq does, and not in `--peer-python`.
+    """
 
     connect: Connect
     distributions: Sequence[str] = ()
+    own: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """tinyseq against one peer in one case and mode; seconds are medians, `ratios` holds ours/theirs of every pair."""
+    """A subject, mostly tinyseq, against one peer in one case and mode.
+
+    Seconds are medians, `ratios` holds ours/theirs of every pair.
+    """
 
     case: str
     mode: str
@@ -82,6 +95,7 @@ class Row:
     theirs: float
     ratios: list[float]
     aim: float | None
+    subject: str = "tinyseq"
 
     @property
     def ratio(self) -> float:
@@ -117,24 +131,28 @@ def serve(peer: Peer) -> None:
         return
     answer(versions={"python": platform.python_version(), **{name: _version(name) for name in peer.distributions}})
 
-    jobs: dict[str, Job] = {}
-    calls: dict[tuple[str, str], int] = {}
+    job: Job | None = None  # of one case at a time: its tensors go when the next one comes
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "gemm":
             answer(flops=gemm_peak())
         elif request["do"] == "build":
-            case = Case(**request["case"])
-            jobs[case.name] = build(case)
-            arrays = {name: _encode(array) for name, array in jobs[case.name].results().items()}
-            answer(results=arrays, modes=list(jobs[case.name].timed))
+            job = None
+            job = build(Case(**request["case"]))
+            arrays = {name: _encode(array) for name, array in job.results().items()} if job else {}
+            answer(results=arrays, modes=list(job.timed) if job else [])
+        elif request["do"] == "calibrate":
+            assert job is not None
+            calls, seconds = _calls_that_last(job.timed[request["mode"]], request["seconds"] / PARTS)
+            answer(calls=calls, seconds=seconds)
         elif request["do"] == "time":
-            key = (request["case"], request["mode"])
-            run = jobs[key[0]].timed[key[1]]
-            if key not in calls:
-                calls[key] = _calls_that_last(run, request["seconds"] / PARTS)
-            run()  # the other processes have had the caches since our last turn
-            answer(seconds=min(_time(run, calls[key]) for _ in range(PARTS)) / calls[key])
+            assert job is not None
+            run, calls, parts = job.timed[request["mode"]], request["calls"], request["parts"]
+            if parts > 1:
+                run()  # the other processes have had the caches since our last turn
+            else:
+                time.sleep(SETTLE)
+            answer(seconds=min(_time(run, calls) for _ in range(parts)) / calls)
 
 
 def _time(run: Callable[[], object], calls: int) -> float:
@@ -144,12 +162,13 @@ def _time(run: Callable[[], object], calls: int) -> float:
     return time.perf_counter() - start
 
 
-def _calls_that_last(run: Callable[[], object], seconds: float) -> int:
+def _calls_that_last(run: Callable[[], object], seconds: float) -> tuple[int, float]:
+    """How many calls take about so long, and how long one takes."""
     run()  # a first call may compile, or start threads
     calls = 1
     while (elapsed := _time(run, calls)) < seconds / 2:
         calls *= 2
-    return max(1, round(calls * seconds / elapsed))
+    return max(1, round(calls * seconds / elapsed)), elapsed / calls
 
 
 def gemm_peak() -> float:
@@ -241,41 +260,68 @@ def check_equal(
             )
 
 
-def take_turns(workers: Sequence[Worker], case: str, mode: str, pairs: int, seconds: float) -> dict[str, list[float]]:
-    """Return each peer's seconds a call, `pairs` of them, measured in turn; the order is reversed in every other turn."""
+def take_turns(workers: Sequence[Worker], mode: str, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Return each peer's seconds a call, turn by turn; the order is reversed in every other turn.
+
+    A slow one takes part in the first few only, as many as `args.budget` seconds allow; tinyseq, the first, in all of them.
+    """
+    steady = {worker.peer: worker.ask(do="calibrate", mode=mode, seconds=args.seconds) for worker in workers}
+    # A call that outlasts a turn is not repeated for the best of three; then nobody's is.
+    parts = PARTS if min(each["seconds"] for each in steady.values()) < args.seconds else 1
+    pairs = {}
+    for peer, each in steady.items():
+        allowed = int(min(args.pairs, args.budget / (parts * each["calls"] * each["seconds"])))
+        pairs[peer] = min(args.pairs, max(LEAST_PAIRS, allowed))
+    turns = pairs[workers[0].peer] = max(pairs[worker.peer] for worker in workers[1:])
     times: dict[str, list[float]] = {worker.peer: [] for worker in workers}
-    for turn in range(pairs):
+    for turn in range(turns):
         for worker in workers if turn % 2 == 0 else reversed(workers):
-            times[worker.peer].append(worker.ask(do="time", case=case, mode=mode, seconds=seconds)["seconds"])
+            if turn < pairs[worker.peer]:
+                answer = worker.ask(do="time", mode=mode, calls=steady[worker.peer]["calls"], parts=parts)
+                times[worker.peer].append(answer["seconds"])
     return times
 
 
 def compare(
-    workers: Sequence[Worker], case: Case, aims: Mapping[tuple[str, str], float], args: argparse.Namespace
+    workers: Sequence[Worker],
+    case: Case,
+    aims: Mapping[tuple[str, str], float],
+    args: argparse.Namespace,
+    also: Sequence[tuple[str, str]] = (),
 ) -> list[Row]:
-    """Check that the workers agree on `case`, time them, and return a row for each mode and peer; the first is tinyseq."""
+    """Check that the workers agree on `case`, time them, and return a row for each mode and peer; the first is tinyseq.
+
+    `also` names further pairs (subject, peer) to be compared.
+    """
     answers = {worker.peer: worker.ask(do="build", case=dataclasses.asdict(case)) for worker in workers}
-    results = {peer: {k: _decode(v) for k, v in answer["results"].items()} for peer, answer in answers.items()}
-    ours, *peers = (worker.peer for worker in workers)
-    for peer in peers:
-        check_equal(case.name, peer, results[ours], results[peer], args.tolerance)
+    ours = workers[0].peer
+    results = {k: _decode(v) for k, v in answers[ours]["results"].items()}
+    for peer, answer in answers.items():
+        if peer != ours and answer["modes"]:
+            theirs = {k: _decode(v) for k, v in answer.pop("results").items()}
+            check_equal(case.name, peer, results, theirs, args.tolerance)
 
     rows = []
     for mode in answers[ours]["modes"]:
         able = [worker for worker in workers if mode in answers[worker.peer]["modes"]]
-        times = take_turns(able, case.name, mode, args.pairs, args.seconds)
-        for worker in able[1:]:
-            theirs = times[worker.peer]
+        if len(able) < 2:
+            continue
+        times = take_turns(able, mode, args)
+        pairs = [*((ours, worker.peer) for worker in able[1:]), *((a, b) for a, b in also if a in times and b in times)]
+        for subject, peer in pairs:
+            mine, theirs = times[subject], times[peer]
+            count = min(len(mine), len(theirs))
             rows.append(
                 Row(
                     case=case.name,
                     mode=mode,
-                    peer=worker.peer,
+                    peer=peer,
                     unit=case.unit,
-                    ours=statistics.median(times[ours]) / case.count,
-                    theirs=statistics.median(theirs) / case.count,
-                    ratios=[mine / other for mine, other in zip(times[ours], theirs, strict=True)],
-                    aim=aims.get((worker.peer, mode)),
+                    ours=statistics.median(mine[:count]) / case.count,
+                    theirs=statistics.median(theirs[:count]) / case.count,
+                    ratios=[a / b for a, b in zip(mine[:count], theirs[:count], strict=True)],
+                    aim=aims.get((peer, mode)),
+                    subject=subject,
                 )
             )
     return rows
@@ -328,8 +374,8 @@ def summary(report: Mapping[str, Any], missing: Mapping[str, str]) -> list[str]:
         f"GEMM {GEMM_SIZE} x {GEMM_SIZE} float32, before and after: "
         + " and ".join(f"{rate} GFLOP/s" for rate in host["gemm_gflops"]),
         f"Versions: {versions}",
-        f"Pairs: {report['pairs']} for each row, alternating, {report['seconds']} s a turn; the ratio is the median "
-        "of ours / theirs, and the brackets hold its quartiles",
+        f"Pairs: {report['pairs']} for each row, alternating, {report['seconds']} s a turn; a ratio is the median over the "
+        "pairs, and the brackets hold its quartiles",
         *(f"Left out: {peer} ({reason})" for peer, reason in missing.items()),
     ]
 
@@ -339,17 +385,17 @@ def _join(versions: Mapping[str, str]) -> str:
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    lines = [["case", "mode", "peer", "tinyseq", "peer's", "ratio", "aim"]]
+    lines = [["case", "mode", "peer", "tinyseq", "peer's", "ours / theirs", "aim"]]
     for row in rows:
         low, _, high = statistics.quantiles(row.ratios, n=4) if len(row.ratios) > 1 else row.ratios * 3
-        ours, theirs = (f"{_time_text(value)} / {row.unit}" for value in (row.ours, row.theirs))
+        ours, theirs = (f"{time_text(value)} / {row.unit}" for value in (row.ours, row.theirs))
         lines.append([row.case, row.mode, row.peer, ours, theirs, f"{row.ratio:.2f} [{low:.2f}, {high:.2f}]", row.verdict])
     for mode, peer, mean, aim in geometric_means(rows):
         lines.append(["geometric mean", mode, peer, "", "", f"{mean:.2f}", verdict(mean, aim)])
     return lines
 
 
-def _time_text(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     for scale, unit in ((1.0, "s"), (1e-3, "ms")):
         if seconds >= scale:
             return f"{seconds / scale:.2f} {unit}"
@@ -362,9 +408,103 @@ def plain(lines: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(title: str, facts: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join([f"# {title}", "", *(f"- {fact}" for fact in facts), "", *markdown_table(lines), ""])
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> list[str]:
     head, *body = (f"| {' | '.join(line)} |" for line in lines)
-    rule = "|" + " --- |" * len(lines[0])
-    return "\n".join([f"# {title}", "", *(f"- {fact}" for fact in facts), "", head, rule, *body, ""])
+    return [head, "|" + " --- |" * len(lines[0]), *body]
+
+
+def command(
+    title: str,
+    peers: Mapping[str, Peer],
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    defaults: Mapping[str, Any] | None = None,
+) -> argparse.Namespace:
+    """Read the command line that all benchmarks have in common, with other `defaults`; the first of `peers` is tinyseq."""
+    _, *others = peers
+    parser = argparse.ArgumentParser(description=title, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--peers", nargs="*", choices=others, default=others, help="what to compare with")
+    parser.add_argument("--peer-python", default=sys.executable, help="the Python of the environment the peers are in")
+    parser.add_argument("--backend", default="numpy", help="tinyseq's backend")
+    parser.add_argument("--pairs", type=int, default=21, help="how many turns each process gets, for each case and mode")
+    parser.add_argument("--seconds", type=float, default=0.05, help="how long one turn lasts")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=math.inf,
+        help=f"seconds for a peer's turns: a slow one has fewer, at least {LEAST_PAIRS}",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--tolerance", type=float, default=2e-5, help="largest relative difference of the results")
+    parser.add_argument("--quick", action="store_true", help="few pairs, and few cases where there are many: a try-out")
+    parser.add_argument("--write", nargs="?", const=RESULTS, type=Path, help="write the report (JSON, Markdown) here")
+    parser.add_argument("--worker", choices=peers, help=argparse.SUPPRESS)
+    add_arguments(parser)
+    parser.set_defaults(**(defaults or {}))
+    args = parser.parse_args()
+    if args.quick:
+        args.pairs, args.seconds = min(args.pairs, LEAST_PAIRS), min(args.seconds, 0.02)
+    return args
+
+
+def environment(args: argparse.Namespace) -> dict[str, str]:
+    """The variables of a worker. A BLAS reads them once, when it is loaded, so they have to be there from its start."""
+    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(args.threads)), "TINYSEQ_BACKEND": args.backend}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The rows of a run and what belongs beside them."""
+
+    rows: list[Row]
+    machine: dict[str, Any]
+    versions: dict[str, dict[str, str]]
+    missing: dict[str, str]
+
+
+def measure(
+    script: str,
+    peers: Mapping[str, Peer],
+    cases: Sequence[Case],
+    args: argparse.Namespace,
+    aims: Mapping[tuple[str, str], float] | None = None,
+    also: Sequence[tuple[str, str]] = (),
+) -> Measured:
+    """Run the cases with the peers asked for; the first of `peers` is tinyseq. Ends the program where they differ."""
+    ours = next(iter(peers))
+    workers: list[Worker] = []
+    try:
+        for peer in (ours, *args.peers):
+            python = sys.executable if peer == ours or peers[peer].own else args.peer_python
+            workers.append(Worker(Path(script), peer, python, environment(args)))
+        missing = {worker.peer: worker.missing for worker in workers if worker.missing is not None}
+        if ours in missing:
+            sys.exit(f"{ours} cannot be imported by {sys.executable}: {missing[ours]}")
+        present = [worker for worker in workers if worker.missing is None]
+
+        flops = [present[0].ask(do="gemm")["flops"]]
+        rows: list[Row] = []
+        for case in cases:
+            print(f"{case.name} ...", file=sys.stderr, flush=True)
+            rows += compare(present, case, aims or {}, args, also)
+        flops.append(present[0].ask(do="gemm")["flops"])
+    except (ValueError, RuntimeError) as error:
+        sys.exit(str(error))
+    finally:
+        for worker in workers:
+            worker.close()
+    return Measured(rows, machine(args.threads, flops), {worker.peer: worker.versions for worker in present}, missing)
+
+
+def write(script: str, folder: Path, report: Mapping[str, Any], text: str) -> None:
+    """Write a benchmark's report, as JSON and as Markdown, under the script's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / Path(script).stem
+    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(f"\nwritten: {path}.json and .md")
 
 
 def main(
@@ -380,52 +520,17 @@ def main(
     The first of `peers` is tinyseq. `cases` makes the list of cases from the command line, `aims` holds the largest
     ratio wanted for (peer, mode).
     """
-    ours, *others = peers
-    parser = argparse.ArgumentParser(description=title, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--peers", nargs="*", choices=others, default=others, help="what to compare with")
-    parser.add_argument("--peer-python", default=sys.executable, help="the Python of the environment the peers are in")
-    parser.add_argument("--backend", default="numpy", help="tinyseq's backend")
-    parser.add_argument("--pairs", type=int, default=21, help="how many turns each process gets, for each case and mode")
-    parser.add_argument("--seconds", type=float, default=0.05, help="how long one turn lasts")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
-    parser.add_argument("--tolerance", type=float, default=2e-5, help="largest relative difference of the results")
-    parser.add_argument("--write", nargs="?", const=RESULTS, type=Path, help="write the report (JSON, Markdown) here")
-    parser.add_argument("--worker", choices=peers, help=argparse.SUPPRESS)
-    add_arguments(parser)
-    args = parser.parse_args()
+    args = command(title, peers, add_arguments)
     if args.worker:
         serve(peers[args.worker])
         return
-
-    # A BLAS reads these once, when it is loaded, so they have to be in the environment of the process from its start.
-    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(args.threads)), "TINYSEQ_BACKEND": args.backend}
-    workers: list[Worker] = []
-    try:
-        for peer in (ours, *args.peers):
-            python = sys.executable if peer == ours else args.peer_python
-            workers.append(Worker(Path(script), peer, python, environment))
-        missing = {worker.peer: worker.missing for worker in workers if worker.missing is not None}
-        if ours in missing:
-            sys.exit(f"{ours} cannot be imported by {sys.executable}: {missing[ours]}")
-        present = [worker for worker in workers if worker.missing is None]
-
-        flops = [present[0].ask(do="gemm")["flops"]]
-        rows: list[Row] = []
-        for case in cases(args):
-            print(f"{case.name} ...", file=sys.stderr, flush=True)
-            rows += compare(present, case, aims, args)
-        flops.append(present[0].ask(do="gemm")["flops"])
-    except (ValueError, RuntimeError) as error:
-        sys.exit(str(error))
-    finally:
-        for worker in workers:
-            worker.close()
-
+    measured = measure(script, peers, cases(args), args, aims)
+    rows = measured.rows
     report = {
         "title": title,
-        "machine": machine(args.threads, flops),
-        "versions": {worker.peer: worker.versions for worker in present},
-        "missing": missing,
+        "machine": measured.machine,
+        "versions": measured.versions,
+        "missing": measured.missing,
         "backend": args.backend,
         "pairs": args.pairs,
         "seconds": args.seconds,
@@ -434,11 +539,7 @@ def main(
             {"mode": mode, "peer": peer, "ratio": mean, "aim": aim} for mode, peer, mean, aim in geometric_means(rows)
         ],
     }
-    facts = summary(report, missing)
+    facts = summary(report, measured.missing)
     print("\n".join([*facts, "", plain(table(rows))]))
     if args.write:
-        args.write.mkdir(parents=True, exist_ok=True)
-        name = Path(script).stem
-        (args.write / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (args.write / f"{name}.md").write_text(markdown(title, facts, table(rows)), encoding="utf-8")
-        print(f"\nwritten: {args.write / name}.json and .md")
+        write(script, args.write, report, markdown(title, facts, table(rows)))

@@ -114,7 +114,7 @@ class Run:
             "settings": self.settings,
             "text": self.text_hash,
             "step": self.step,
-            "stream": self.stream.state(),
+            "stream": self.stream.state_dict(),
             "random": ts.random.get_state(),
         }
         ts.save(path, tensors, {"shakespeare": json.dumps(progress)})
@@ -136,7 +136,7 @@ class Run:
         self.step = progress["step"]
         self.losses = tensors["history.losses"].tolist()
         self.held_out_bits = [(int(step), bits) for step, bits in tensors["history.held_out"].tolist()]
-        self.stream.restore(progress["stream"])
+        self.stream.load_state_dict(progress["stream"])
         ts.random.set_state(progress["random"])
 
 

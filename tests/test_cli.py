@@ -69,7 +69,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["draw", "no.such:f"], "there is no module 'no.such' here or on Python's path"),
         (["draw", "math:sinus"], "the module 'math' has no function 'sinus'"),
         (["draw", "math:pi"], "the module 'math' has no function 'pi'"),
-        (["draw", "builtins:dict"], "builtins:dict returned a dict; it must return a tensor"),
+        (
+            ["draw", "builtins:dict"],
+            "builtins:dict returned a dict: draw takes a tensor, a list of tensors, a function with example inputs, a Graph or "
+            "a Program, not a dict",
+        ),
+        (
+            ["draw", "builtins:list", "--show", "smell"],
+            "builtins:list returned a list: show='smell' is unknown; "
+            "choose from 'shape', 'value', 'kept', 'seconds', 'gradient'",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(
@@ -204,6 +213,30 @@ def test_draw_writes_the_picture(tmp_path: Path) -> None:
     assert "<svg" in svg
     for operation in ("tanh", "mul", "sum"):
         assert operation in svg
+
+
+def test_draw_takes_a_module_with_its_inputs_and_all_options(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "import tinyseq as ts\n"
+        "def lstm():\n    return ts.nn.LSTM(3, 4), ts.zeros((50, 2, 3))\n"
+        "def chain():\n    x = ts.tensor([1.0], requires_grad=True)\n"
+        "    for _ in range(300):\n        x = x.tanh().exp()\n    return x\n"
+        "def picture():\n    return ts.draw(*lstm(), theme='dark')\n"
+    )
+    done = draw_in(tmp_path, "model:lstm", "--out", "a.txt", "--level", "modules", "--time", "folded", "--no-legend")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a.txt\n", "")
+    text = (tmp_path / "a.txt").read_text("utf-8")
+    assert "LSTM {" in text
+    assert "loop × 50 {" in text
+    assert "next carry 0 = " in text
+    done = draw_in(tmp_path, "model:chain", "--out", "b.dot", "--limit", "5", "--steps", "4", "--theme", "dark")
+    assert (done.returncode, done.stdout) == (0, "b.dot\n")
+    assert done.stderr == "tinyseq: Loops are drawn once: their steps would need more than 5 boxes.\n"
+    done = draw_in(tmp_path, "model:picture", "--out", "c.svg")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "#16191d" in (tmp_path / "c.svg").read_text("utf-8")
+    done = draw_in(tmp_path, "model:lstm", "--out", "no/such.txt")
+    assert (done.returncode, done.stderr) == (2, "tinyseq: cannot write 'no/such.txt': No such file or directory\n")
 
 
 def test_draw_says_why_it_cannot_write(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_an_epoch_covers_every_row_once_in_order(batch: int, chunk: int, more: i
     assert [c.starts for c in chunks] == [True] + [False] * (len(stream) - 1)
     again = next(stream)
     assert again.starts
-    assert stream.state() == {"epoch": 1, "position": 1}
+    assert stream.state_dict() == {"epoch": 1, "position": 1}
     np.testing.assert_array_equal(again.inputs, chunks[0].inputs)
 
 
@@ -99,13 +99,13 @@ def test_a_restored_stream_goes_on_where_the_other_stood(read: int) -> None:
     first, second = TextStream(ids, 3, 4), TextStream(ids, 3, 4)
     for _ in range(read):
         next(first)
-    second.restore(first.state())
+    second.load_state_dict(first.state_dict())
     for _ in range(12):
         ours, theirs = next(first), next(second)
         np.testing.assert_array_equal(ours.inputs, theirs.inputs)
         np.testing.assert_array_equal(ours.targets, theirs.targets)
         assert ours.starts == theirs.starts
-    assert first.state() == second.state()
+    assert first.state_dict() == second.state_dict()
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -147,8 +147,8 @@ def test_a_text_is_flat() -> None:
 def test_a_foreign_place_is_refused(state: dict[str, object]) -> None:
     stream = TextStream(np.arange(25), 2, 6)
     with pytest.raises(DataError, match="no place in a stream of 2 chunks"):
-        stream.restore(state)
-    assert stream.state() == {"epoch": 0, "position": 0}
+        stream.load_state_dict(state)
+    assert stream.state_dict() == {"epoch": 0, "position": 0}
 
 
 # --- texts ----------------------------------------------------------------------------------------------------------

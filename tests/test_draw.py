@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 import tinyseq as ts
 from tinyseq import mode
 from tinyseq.draw import DrawError, Picture, draw, render
-from tinyseq.draw.diagram import Diagram
+from tinyseq.draw.diagram import Arrow, Box, Diagram, Facts, Group, visible
+from tinyseq.draw.dot import Writer
 from tinyseq.draw.labels import shorten
-from tinyseq.draw.layout import place
-from tinyseq.draw.reading import read
+from tinyseq.draw.layout import Strips, place
+from tinyseq.draw.loops import shown_steps
 from tinyseq.draw.render import Layout
 from tinyseq.draw.routes import Rectangle, Spline
 from tinyseq.errors import DTypeError, GraphError
@@ -38,8 +39,9 @@ def leaf(*shape: int) -> ts.Tensor:
     return ts.tensor(np.ones(shape, "float32"), requires_grad=True)
 
 
-def diagram(*tensors: ts.Tensor, names: object = None, limit: int = 300) -> Diagram:
-    return read([tensor.node for tensor in tensors], names, limit)
+def diagram(*tensors: ts.Tensor, level: str = "operations", values: int = 0, **options: object) -> Diagram:
+    """What is seen of a picture."""
+    return draw(list(tensors), level=level, values=values, **options)._seen  # type: ignore[arg-type]
 
 
 def titles(drawn: Diagram, kind: str) -> list[str]:
@@ -153,11 +155,11 @@ def test_constants_are_boxes_if_the_tape_has_kept_them_and_words_if_not() -> Non
 
 def test_metadata_reads_like_the_call() -> None:
     x = leaf(4, 6)
-    assert diagram(x[1:3, ::2]).boxes[0].lines == ("[1:3, ::2]", "2×3 float32")
-    assert diagram(x[ts.tensor([0, 2])]).boxes[0].lines == ("[array]", "2×6 float32")
-    assert diagram(x.sum(axis=-1, keepdims=True)).boxes[0].lines == ("axis=-1, keepdims=True", "4×1 float32")
-    assert diagram(x.sum()).boxes[0].lines == ("axis=(-2, -1)", "scalar float32")
-    assert diagram(x.reshape(3, 8)).boxes[0].lines == ("3×8 float32",)
+    assert diagram(x[1:3, ::2]).boxes[-1].lines == ("[1:3, ::2]", "2×3 float32")
+    assert diagram(x[ts.tensor([0, 2])]).boxes[-1].lines == ("[array]", "2×6 float32")
+    assert diagram(x.sum(axis=-1, keepdims=True)).boxes[-1].lines == ("axis=-1, keepdims=True", "4×1 float32")
+    assert diagram(x.sum()).boxes[-1].lines == ("axis=(-2, -1)", "scalar float32")
+    assert diagram(x.reshape(3, 8)).boxes[-1].lines == ("3×8 float32",)
 
 
 def test_an_operation_with_several_results_and_objects_among_its_metadata_says_only_what_lasts() -> None:
@@ -211,7 +213,20 @@ def test_what_has_no_record_is_refused() -> None:
 
 
 def columns(drawn: Diagram) -> list[tuple[int, str | None]]:
-    return [(strip.row, strip.title) for strip in drawn.strips]
+    """The columns from left to right, each with the number of its loop; a gap has no title."""
+    strips = Strips(drawn)
+    loops = list(dict.fromkeys(strips.row.values()))
+    return sorted(
+        ((loops.index(loop), drawn.groups[column].title or None) for column, loop in strips.row.items()),
+        key=lambda pair: pair[0],
+    )
+
+
+def column_of(drawn: Diagram, i: int) -> int | None:
+    """Which column a box stands in, counted through all loops."""
+    strips = Strips(drawn)
+    column = strips.of_box[i]
+    return None if column is None else list(strips.row).index(column)
 
 
 def test_each_time_step_is_a_column_with_its_own_operations_and_parameters() -> None:
@@ -219,12 +234,12 @@ def test_each_time_step_is_a_column_with_its_own_operations_and_parameters() -> 
     drawn = diagram(loss, names=names)
     assert columns(drawn) == [(0, "t = 0"), (0, "t = 1"), (0, "t = 2")]
     for s in range(3):
-        inside = Counter(box.title for box in drawn.boxes if box.strip == s and box.kind != "constant")
-        assert inside == Counter({"matmul": 2, "add": 1, "tanh": 1, "W0": 1, "U0": 1})
-    outside = {box.title for box in drawn.boxes if box.strip is None}
-    assert outside == {"reshape", "concatenate", "sum"}
+        inside = Counter(box.title for i, box in enumerate(drawn.boxes) if column_of(drawn, i) == s and box.kind != "constant")
+        assert inside == Counter({"matmul": 2, "add": 1, "tanh": 1, "reshape": 1, "W0": 1, "U0": 1})
+    outside = {box.title for i, box in enumerate(drawn.boxes) if column_of(drawn, i) is None}
+    assert outside == {"concatenate", "sum"}
     carried = [
-        (drawn.boxes[a.tail].title, drawn.boxes[a.tail].strip, drawn.boxes[a.head].title, drawn.boxes[a.head].strip)
+        (drawn.boxes[a.tail].title, column_of(drawn, a.tail), drawn.boxes[a.head].title, column_of(drawn, a.head))
         for a in drawn.arrows
         if a.kind == "carry"
     ]
@@ -235,7 +250,7 @@ def test_time_goes_from_left_to_right_also_in_reverse_and_layers_are_rows() -> N
     loss, names = rnn(3, reverse=True)
     drawn = diagram(loss, names=names)
     assert [title for _, title in columns(drawn)] == ["t = 0", "t = 1", "t = 2"]
-    backwards = {(drawn.boxes[a.tail].strip, drawn.boxes[a.head].strip) for a in drawn.arrows if a.kind == "carry"}
+    backwards = {(column_of(drawn, a.tail), column_of(drawn, a.head)) for a in drawn.arrows if a.kind == "carry"}
     assert backwards == {(1, 0), (2, 1)}
     loss, names = rnn(2, layers=2)
     assert columns(diagram(loss, names=names)) == [(0, "t = 0"), (0, "t = 1"), (1, "t = 0"), (1, "t = 1")]
@@ -253,7 +268,7 @@ def test_what_leads_from_step_to_step_outside_the_steps_stands_in_a_column() -> 
             y = (total * 2).tanh()
         total = total + y
     drawn = diagram(total, names={"x": x})
-    assert [(box.kind, box.strip) for box in drawn.boxes if box.title == "add"] == [
+    assert [(box.kind, column_of(drawn, i)) for i, box in enumerate(drawn.boxes) if box.title == "add"] == [
         ("operation", 0),
         ("operation", 1),
         ("output", None),
@@ -269,7 +284,7 @@ def test_of_nested_scans_the_outer_one_makes_the_columns() -> None:
                     x = x.tanh()
     drawn = diagram(x)
     assert columns(drawn) == [(0, "t = 0"), (0, "t = 1")]
-    assert Counter(box.strip for box in drawn.boxes if box.title == "tanh") == {0: 3, 1: 3}
+    assert Counter(column_of(drawn, i) for i, box in enumerate(drawn.boxes) if box.title == "tanh") == {0: 3, 1: 3}
 
 
 PROGRAMS = list(render._programs(pdf=False))
@@ -305,31 +320,49 @@ LAYOUTS = [lambda: rnn(3), lambda: rnn(2, layers=2), lambda: rnn(3, reverse=True
 def test_nothing_overlaps_and_lines_run_beside_boxes(program: str, build: Callable[[], tuple[ts.Tensor, object]]) -> None:
     loss, names = build()
     drawn = diagram(loss, names=names)
-    placed = place(drawn, Layout(20.0))
+    check_layout(drawn)
+
+
+def check_layout(drawn: Diagram) -> None:
+    """Boxes and titles do not overlap, they stand in their frames, and arrows lead from box to box beside the others."""
+    writer, strips = Writer(drawn), Strips(drawn)
+    placed = place(drawn, writer, Layout(60.0))
     boxes = [placed.boxes[i] for i in range(len(drawn.boxes))]
-    for i, box in enumerate(boxes):
+    titles = [title_box(drawn.groups[g].title, *placed.titles[g]) for g in placed.titles]
+    legend = [] if placed.legend is None else [placed.legend]
+    everything = [*boxes, *titles, *legend]
+    for i, box in enumerate(everything):
         assert not [
             other
-            for other in boxes[i + 1 :]
+            for other in everything[i + 1 :]
             if min(box.right, other.right) > max(box.left, other.left) + 0.5
             and min(box.top, other.top) > max(box.bottom, other.bottom) + 0.5
-        ]
-        strip = drawn.boxes[i].strip
-        for s, frame in placed.strips.items():
-            assert inside((box.x, box.y), frame, 0.0) == (s == strip)
-    for row in {strip.row for strip in drawn.strips}:
-        frames = [placed.strips[s] for s, strip in enumerate(drawn.strips) if strip.row == row]
+        ], drawn.boxes[min(i, len(boxes) - 1)]
+    for i, box in enumerate(boxes):
+        around, g = set(), drawn.boxes[i].group
+        while g is not None:
+            around.add(g)
+            g = drawn.groups[g].parent
+        for g, frame in placed.groups.items():
+            assert inside((box.x, box.y), frame, 0.0) == (g in around)
+    for loop in set(strips.row.values()):
+        frames = [placed.groups[column] for column, row in strips.row.items() if row == loop]
         assert all(left.right < right.left for left, right in pairwise(frames))
         assert len({round(frame.top, 3) for frame in frames}) == 1
     for a, arrow in enumerate(drawn.arrows):
         start, end = samples(placed.arrows[a])[0], placed.arrows[a].tip
         assert end is not None
-        assert drawn.boxes[arrow.tail].kind == "input" or not inside(start, boxes[arrow.tail])  # those are ellipses
+        assert drawn.boxes[arrow.tail].kind in ("input", "carry") or not inside(start, boxes[arrow.tail])  # those are ellipses
         assert inside(start, boxes[arrow.tail], -1.5)
         assert inside(end, boxes[arrow.head], -1.5)
-        if drawn.boxes[arrow.tail].strip != drawn.boxes[arrow.head].strip:  # a line of ours
+        if strips.of_box[arrow.tail] != strips.of_box[arrow.head]:  # a line of ours
             for i, box in enumerate(boxes):
                 assert not any(inside(point, box) for point in samples(placed.arrows[a])), (a, drawn.boxes[i])
+
+
+def title_box(title: str, x: float, y: float) -> Rectangle:
+    width = 5.0 * len(title)
+    return Rectangle(x - width / 2, y - 5, x + width / 2, y + 5)
 
 
 def test_the_columns_of_the_svg_are_in_the_order_of_time(program: str) -> None:
@@ -340,7 +373,9 @@ def test_the_columns_of_the_svg_are_in_the_order_of_time(program: str) -> None:
         if group.get("class") == "cluster":
             shape = group.find(f"{SVG}path")
             assert shape is not None
-            left[group.findtext(f"{SVG}title")] = min(float(x) for x in re.findall(r"([\d.]+),", shape.get("d", "")))
+            title = (group.findtext(f"{SVG}title") or "").partition(",")[0]
+            left[title] = min(float(x) for x in re.findall(r"([\d.]+),", shape.get("d", "")))
+    assert left.pop("loop × 5") is not None
     assert sorted(left, key=lambda title: left[title]) == [f"t = {t}" for t in range(5)]
 
 
@@ -349,7 +384,7 @@ def test_texts_fit_into_their_boxes_in_any_font(program: str) -> None:
     root = ElementTree.fromstring(draw(loss, names=names).svg())
     texts = 0
     for group in root.iter(f"{SVG}g"):
-        if group.get("class") == "node":
+        if group.get("class") == "node" and group.findtext(f"{SVG}title") != "legend":
             shape = group.find(f"{SVG}path")
             shape = group.find(f"{SVG}polygon") if shape is None else shape
             assert shape is not None
@@ -369,10 +404,10 @@ def test_long_scans_show_their_first_steps_a_gap_and_the_last() -> None:
     loss, names = rnn(1000)
     drawn = diagram(loss, names=names, limit=60)
     shown = [title for _, title in columns(drawn)]
-    assert shown == [*(f"t = {t}" for t in range(len(shown) - 2)), None, "t = 999"]
+    assert shown == ["t = 0", "t = 1", "t = 2", None, "t = 999"]
     (gap,) = titles(drawn, "gap")
     assert gap == f"… {1000 - len(shown) + 1} more steps …"
-    assert 50 < len(drawn.boxes) <= 65
+    assert len(drawn.boxes) == 36
     kinds = {(drawn.boxes[a.tail].title, drawn.boxes[a.head].title, a.kind, a.count) for a in drawn.arrows}
     assert {("tanh", gap, "carry", 1), (gap, "matmul", "carry", 1), (gap, "concatenate", "data", 1)} <= kinds
     assert not any(drawn.boxes[a.head].title == gap and a.kind == "parameter" for a in drawn.arrows)
@@ -380,8 +415,10 @@ def test_long_scans_show_their_first_steps_a_gap_and_the_last() -> None:
 
 def test_a_long_scan_in_reverse_has_its_gap_in_the_middle() -> None:
     loss, names = rnn(100, reverse=True)
-    shown = [title for _, title in columns(diagram(loss, names=names, limit=40))]
-    assert (shown[0], shown[1], shown[-1]) == ("t = 0", None, "t = 99")
+    drawn = diagram(loss, names=names, steps=3)
+    assert columns(drawn) == [(0, "t = 0"), (0, None), (0, "t = 99")]
+    carried = {(column_of(drawn, a.tail), column_of(drawn, a.head)) for a in drawn.arrows if a.kind == "carry"}
+    assert carried == {(2, 1), (1, 0)}
 
 
 def test_what_each_step_adds_outside_is_left_out_with_it() -> None:
@@ -398,20 +435,23 @@ def test_what_each_step_adds_outside_is_left_out_with_it() -> None:
 
 def test_without_steps_what_is_near_the_output_stays() -> None:
     x = y = leaf(2)
-    for _ in range(500):
-        y = y.tanh()
-    drawn = diagram(y.exp(), names={"x": x}, limit=50)
+    functions = [ts.tanh, ts.sin, ts.cos]
+    for i in np.random.default_rng(0).integers(3, size=500):  # no steps that are alike
+        y = functions[i](y)
+    picture = draw(y.tanh().exp(), names={"x": x}, limit=50)
+    drawn = picture._seen
     assert len(drawn.boxes) == 51
-    assert titles(drawn, "gap") == ["… 451 operations not drawn …"]
+    assert titles(drawn, "gap") == ["… 452 operations not drawn …"]
+    assert picture.notes == ("452 operations far from the output are not drawn.",)
     assert titles(drawn, "output") == ["exp"]
     assert titles(drawn, "input") == []
-    assert ("… 451 operations not drawn …", "tanh", "data", 1) in arrows(drawn)
+    assert sum(tail == "… 452 operations not drawn …" for tail, *_ in arrows(drawn)) == 1
 
 
 def test_below_the_limit_all_is_drawn() -> None:
     loss, names = rnn(30)
-    drawn = diagram(loss, names=names, limit=1000)
-    assert len(drawn.strips) == 30
+    drawn = diagram(loss, names=names, limit=1000, steps=30)
+    assert len(columns(drawn)) == 30
     assert titles(drawn, "gap") == []
     assert sum(box.title == "tanh" for box in drawn.boxes) == 30
 
@@ -429,7 +469,8 @@ def test_a_hundred_thousand_operations_are_drawn_in_seconds(used_everywhere: str
     assert time.monotonic() - start < 15  # about two; without the cuts the layout takes minutes
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     assert max(width, height) <= 16_001
-    assert "operations not drawn" in picture.dot
+    assert "… 49,996 more steps …" in picture.dot
+    assert len(picture._seen.boxes) < 20
 
 
 def test_a_doubled_diamond_is_drawn_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -148,8 +149,10 @@ def test_cell_gradients(kind: str, rng: np.random.Generator) -> None:
     """With respect to the input, the state and every weight, once and twice."""
     cell = make(kind, "Cell")
 
+    names = [name for name, _ in cell.named_parameters()]
+
     def f(x: ts.Tensor, state: Any, weights: list[ts.Tensor]) -> Any:
-        return cell.equations(*weights)(x, state)
+        return cell.equations(dict(zip(names, weights, strict=True)))(x, state)
 
     ts.check_grads(
         f, (draw(rng, B, I), a_state(kind, rng, B, H), [*map(ts.Tensor.detach, cell.parameters())]), order=2, step=1e-4
@@ -387,6 +390,197 @@ def test_a_state_dict_moves_from_a_cell_to_a_layer(rng: np.random.Generator) -> 
     np.testing.assert_allclose(c.detach().numpy(), c_n[0].detach().numpy(), rtol=1e-12)
 
 
+# --- what can be asked for besides: see also test_cells.py ------------------------------------------------------------
+
+FULL: dict[str, Any] = {"proj_size": 1, "peepholes": True, "layer_norm": True, "zoneout": 0.2, "learn_state": True}
+RESETS = np.array([[0, 1, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 1]], bool)
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("RNN", {"layer_norm": True, "zoneout": 0.2}),
+    ("GRU", {"layer_norm": True, "learn_state": True}),
+    ("GRU-Cho", {"zoneout": 0.2}),
+    ("LSTM", {}),
+    ("LSTM", {"coupled": True, "peepholes": True}),
+    ("LSTM", FULL),
+]
+each_option = pytest.mark.parametrize(
+    ("kind", "options"), OPTIONS, ids=["-".join([kind, *options]) for kind, options in OPTIONS]
+)
+
+
+def spread(module: Any) -> Any:
+    """Weights that start at 0 or 1 elsewhere, so that a test can see them."""
+    for name, parameter in module.named_parameters():
+        if name.startswith(("norm", "h_0", "c_0")):
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return module
+
+
+def close(a: Any, b: Any, rtol: float = 1e-10) -> None:
+    for x, y in zip(parts(a), parts(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-13)
+
+
+def test_projected_layers_have_pytorchs_names_and_shapes() -> None:
+    layer = nn.LSTM(I, 6, num_layers=2, bidirectional=True, proj_size=4)
+    shapes = {name: value.shape for name, value in layer.state_dict().items()}
+    assert list(shapes)[:5] == [f"{name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")]
+    assert shapes["weight_hr_l1_reverse"] == (4, 6)
+    assert shapes["weight_hh_l1"] == (24, 4)
+    assert shapes["weight_ih_l1"] == (24, 8)
+    output, (h, c) = layer(ts.zeros((T, B, I)))
+    assert (output.shape, h.shape, c.shape) == ((T, B, 8), (4, B, 4), (4, B, 6))
+
+
+@each_option
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_laws_with_options(kind: str, options: dict[str, Any], bidirectional: bool, rng: np.random.Generator) -> None:
+    """A batch is its rows; padding, even of NaN, changes nothing; T steps are k steps and T - k steps."""
+    layer = spread(make(kind, num_layers=2, bidirectional=bidirectional, **options)).eval()
+    x = draw(rng, T, B, I)
+    output, after = layer(x, lengths=LENGTHS)
+    padded = np.where(np.arange(T)[:, None, None] < np.array(LENGTHS)[:, None], x.numpy(), np.nan)
+    for a, b in zip(parts(layer(padded, lengths=LENGTHS)), parts((output, after)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for b, count in enumerate(LENGTHS):
+        if count:
+            row, row_end = layer(x[:count, b : b + 1])
+            close(output[:count, b : b + 1], row)
+            close(tree_map(lambda part: part[:, b : b + 1], after), row_end)  # noqa: B023
+    assert not output.detach().numpy()[:, 2].any()
+    initial = layer._start(None, (2 * (1 + bidirectional),), (B,), layer.weight_hh_l0)
+    close(tree_map(lambda part: part[:, 2], after), tree_map(lambda part: part[:, 2], initial))
+    if not bidirectional:
+        whole, end = layer(x)
+        first, middle = layer(x[:2])
+        second, last = layer(x[2:], middle)
+        close(ts.concatenate([first, second]), whole)
+        close(last, end)
+
+
+@each_option
+def test_a_row_of_length_0_has_no_gradient(kind: str, options: dict[str, Any], rng: np.random.Generator) -> None:
+    """Neither its inputs nor the weights through it; its initial state has that of its last state."""
+    layer = spread(make(kind, **options))
+    x = ts.tensor(rng.standard_normal((T, 2, I)), requires_grad=True)
+    state = tree_map(lambda part: part.detach().requires_grad_(), layer._start(None, (1,), (2,), layer.weight_hh_l0))
+    output, after = layer(x, state, lengths=[0, 0])
+    sum((2 * y.sum() for y in flatten((output, after))[0]), ts.tensor(0.0, F64)).backward()
+    for leaf in (x, *(p for name, p in layer.named_parameters() if name not in ("h_0", "c_0"))):
+        assert leaf.grad is None or not leaf.grad.numpy().any()
+    for part in flatten(state)[0]:
+        np.testing.assert_array_equal(part.grad.numpy(), np.full(part.shape, 2.0))
+
+
+@each_option
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+def test_reverse_is_the_other_direction(kind: str, options: dict[str, Any], lengths: Any, rng: np.random.Generator) -> None:
+    both = spread(make(kind, bidirectional=True, **options)).eval()
+    back = make(kind, reverse=True, **options).eval()
+    state = both.state_dict()
+    own = {name: state[f"{name}_reverse"] if f"{name}_reverse" in state else state[name][1:] for name in back.state_dict()}
+    back.load_state_dict(own)
+    x = draw(rng, T, B, I)
+    output, after = both(x, lengths=lengths)
+    alone, end = back(x, lengths=lengths)
+    close(alone, output[..., both.output_size :])
+    close(end, tree_map(lambda part: part[1:], after))
+    if lengths is None:
+        back.reverse = False
+        close(back(x.flip(0))[0].flip(0), alone)
+
+
+@each_option
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_resets_join_sequences_in_a_row(
+    kind: str, options: dict[str, Any], bidirectional: bool, rng: np.random.Generator
+) -> None:
+    """Several sequences in a row give what each gives alone, in both directions; only the first sees the given state."""
+    layer = spread(make(kind, bidirectional=bidirectional, **options)).eval()
+    x, state = draw(rng, T, B, I), None
+    if not bidirectional:
+        state = tree_map(lambda part: part + 1, layer._start(None, (1,), (B,), layer.weight_hh_l0))
+    output, after = layer(x, state, resets=RESETS)
+    for b in range(B):
+        edges = sorted({0, *np.flatnonzero(RESETS[:, b]), T})
+        for start, stop in itertools.pairwise(edges):
+            fresh = start > 0 or RESETS[0, b] or state is None
+            given = None if fresh else tree_map(lambda part: part[:, b : b + 1], state)  # noqa: B023
+            alone, end = layer(x[start:stop, b : b + 1], given)
+            close(output[start:stop, b : b + 1], alone)
+            if stop == T:
+                close(tree_map(lambda part: part[:1, b : b + 1], after), tree_map(lambda part: part[:1], end))  # noqa: B023
+
+
+def test_resets_in_every_layout(rng: np.random.Generator) -> None:
+    layer, x = make("GRU", num_layers=2, bidirectional=True), draw(rng, T, B, I)
+    output, end = layer(x, resets=RESETS)
+    alone, last = layer(x[:, 3], resets=RESETS[:, 3])
+    close(alone, output[:, 3])
+    close(last, end[:, 3])
+    layer.batch_first = True
+    turned, after = layer(x.transpose(0, 1), resets=RESETS.T)
+    close(turned.transpose(0, 1), output)
+    close(after, end)
+    close(layer(x[:, 3], resets=RESETS[:, 3].tolist())[0], alone)
+
+
+def test_resets_of_any_cell_go_back_to_its_initial_state(rng: np.random.Generator) -> None:
+    layer, x = nn.Recurrent(make("LSTM", "Cell")), draw(rng, 3, 1, I)
+    state = (draw(rng, 1, H), draw(rng, 1, H))
+    ys, end = layer(x, state, resets=[[False], [True], [False]])
+    close(ys[:1], layer(x[:1], state)[0])
+    alone, last = layer(x[1:])
+    close(ys[1:], alone)
+    close(end, last)
+    layer.reverse = True  # the sequence that begins at 1 comes first, and the given state is for it
+    ys, end = layer(x, state, resets=[[False], [True], [False]])
+    close(ys[1:], layer(x[1:], state)[0])
+    alone, last = layer(x[:1])
+    close(ys[:1], alone)
+    close(end, last)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_all_memories_are_returned(unroll: bool, batch_first: bool, rng: np.random.Generator) -> None:
+    """Those of the last layer are what the states after 1, 2, 3 ... steps hold."""
+    layer = make("LSTM", num_layers=2, bidirectional=True, proj_size=1)
+    x = draw(rng, T, B, I)
+    expected, end = layer(x, lengths=LENGTHS)
+    asked = nn.LSTM(I, H, 2, bidirectional=True, proj_size=1, return_cells=True, batch_first=batch_first, dtype=F64)
+    asked.load_state_dict(layer.state_dict())
+    asked.unroll = unroll
+    (output, cells), after = asked(x.transpose(0, 1) if batch_first else x, lengths=LENGTHS)
+    if batch_first:
+        output, cells = output.transpose(0, 1), cells.transpose(0, 1)
+    close(output, expected)
+    close(after, end)
+    assert cells.shape == (T, B, 2 * H)
+    for b, count in enumerate(LENGTHS):
+        assert not cells.detach().numpy()[count:, b].any()
+        if count:
+            np.testing.assert_allclose(parts(cells)[0][count - 1, b, :H], parts(after)[1][2, b], rtol=1e-10)
+            np.testing.assert_allclose(parts(cells)[0][0, b, H:], parts(after)[1][3, b], rtol=1e-10)
+    single = make("LSTM", return_cells=True)
+    (_, cells), _ = single(x)
+    for t in range(T):
+        np.testing.assert_allclose(parts(cells)[0][t], parts(single(x[: t + 1])[1])[1][0], rtol=1e-10)
+    ts.check_grads(lambda x: single(x)[0][1], (x,))
+
+
+def test_learned_initial_states_of_layers(rng: np.random.Generator) -> None:
+    layer = spread(make("LSTM", num_layers=2, bidirectional=True, learn_state=True))
+    x = draw(rng, T, B, I)
+    assert layer.h_0.shape == layer.c_0.shape == (4, H)
+    given = tuple(p.detach().unsqueeze(1).expand(4, B, H) for p in (layer.h_0, layer.c_0))
+    close(layer(x), layer(x, given))
+    close(layer(x[:, 0]), tree_map(lambda part: part[:, 0], layer(x)))
+    layer(x)[0].sum().backward()
+    expected = ts.grad(lambda h, c: layer(x, (h, c))[0].sum(), argnums=(0, 1))(*given)
+    for parameter, gradient in zip((layer.h_0, layer.c_0), expected, strict=True):
+        np.testing.assert_allclose(parameter.grad.numpy(), gradient.numpy().sum(1), rtol=1e-10)
+
+
 # --- Recurrent --------------------------------------------------------------------------------------------------------
 
 
@@ -454,18 +648,18 @@ def test_one_cell_in_two_layers(rng: np.random.Generator) -> None:
     """The gradient of a shared weight is the sum over its uses."""
     cell = nn.GRUCell(H, H, dtype=F64)
 
-    def f(x: ts.Tensor, weights: list[ts.Tensor], others: list[ts.Tensor]) -> ts.Tensor:
-        _, below = ts.scan(lambda h, x: cell.equations(*weights)(x, h)[::-1], ts.zeros((B, H), F64), x)
-        return ts.scan(lambda h, x: cell.equations(*others)(x, h)[::-1], ts.zeros((B, H), F64), below, reverse=True)[1]
+    def f(x: ts.Tensor, weights: dict[str, ts.Tensor], others: dict[str, ts.Tensor]) -> ts.Tensor:
+        _, below = ts.scan(lambda h, x: cell.equations(weights)(x, h)[::-1], ts.zeros((B, H), F64), x)
+        return ts.scan(lambda h, x: cell.equations(others)(x, h)[::-1], ts.zeros((B, H), F64), below, reverse=True)[1]
 
-    x, weights = draw(rng, T, B, H), [p.detach() for p in cell.parameters()]
+    x, weights = draw(rng, T, B, H), cell.state_dict()
     forward, backward = nn.Recurrent(cell), nn.Recurrent(cell, reverse=True)
     output = backward(forward(x)[0])[0]
     np.testing.assert_array_equal(output.detach().numpy(), f(x, weights, weights).numpy())
     output.sum().backward()
     alone = ts.grad(lambda a, b: f(x, a, b).sum(), argnums=(0, 1))(weights, weights)
-    for parameter, one, other in zip(cell.parameters(), *alone, strict=True):
-        np.testing.assert_allclose(parameter.grad.numpy(), (one + other).numpy(), rtol=1e-10)
+    for name, parameter in cell.named_parameters():
+        np.testing.assert_allclose(parameter.grad.numpy(), (alone[0][name] + alone[1][name]).numpy(), rtol=1e-10)
 
 
 def test_cells_of_nested_inputs_and_outputs(rng: np.random.Generator) -> None:
@@ -521,10 +715,19 @@ def test_cells_of_nested_inputs_and_outputs(rng: np.random.Generator) -> None:
         (lambda: nn.RNN(3, 4, nonlinearity="sine"), ValueError, "'tanh' or 'relu', got 'sine'"),
         (lambda: nn.RNN(3, 0), ts.ShapeError, "hidden_size >= 1"),
         (lambda: nn.RNN(3, 4, num_layers=0), ts.ShapeError, "num_layers=0"),
+        (lambda: nn.RNN(3, 4, bidirectional=True, reverse=True), ValueError, "leave out reverse=True"),
+        (lambda: nn.LSTM(3, 4, proj_size=4), ts.ShapeError, "between 0 and hidden_size=4, got 4"),
+        (lambda: nn.GRU(3, 4)(ts.zeros((5, 2, 3)), resets=[[0, 1]] * 5), ts.DTypeError, "resets are booleans, got dtype int64"),
+        (
+            lambda: nn.GRU(3, 4)(ts.zeros((5, 2, 3)), resets=np.zeros((2, 5), bool)),
+            ts.ShapeError,
+            r"\(T, B\) = \(5, 2\) for this input, got shape \(2, 5\)",
+        ),
+        (lambda: nn.Recurrent(nn.GRUCell(3, 4))(ts.zeros((5, 2, 3)), resets=[True]), ts.ShapeError, r"got shape"),
         (lambda: nn.RNN(3, 4, num_layers=2, dropout=2.0), ValueError, r"lies in \[0, 1\], got 2.0"),
         (lambda: nn.Recurrent(nn.Linear(3, 4)), ts.DTypeError, r"initial_state\(batch\), got Linear"),
         (lambda: nn.Recurrent(nn.RNNCell(3, 4))(ts.zeros(5)), ts.ShapeError, r"time and batch, got shape \(5,\)"),
-        (lambda: nn.Recurrent(nn.RNNCell(3, 4))(None), ts.ShapeError, "give a state"),
+        (lambda: nn.Recurrent(nn.RNNCell(3, 4))(None), ts.ShapeError, "at least one tensor as its input"),
     ],
 )
 def test_refused(call: Callable[[], Any], error: type[Exception], sentence: str) -> None:

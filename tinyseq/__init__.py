@@ -14,6 +14,7 @@ from tinyseq import data as data
 from tinyseq import nn as nn
 from tinyseq import optim as optim
 from tinyseq import random as random
+from tinyseq import train as train
 from tinyseq.anomaly import detect_anomaly as detect_anomaly
 from tinyseq.backend import Backend as Backend
 from tinyseq.backend import BackendInfo as BackendInfo
@@ -24,6 +25,8 @@ from tinyseq.backend import use_backend as use_backend
 from tinyseq.creation import *  # noqa: F403
 from tinyseq.draw import draw as draw
 from tinyseq.errors import *  # noqa: F403
+from tinyseq.flow import GradientFlow as GradientFlow
+from tinyseq.flow import trace_gradients as trace_gradients
 from tinyseq.functions import *  # noqa: F403
 from tinyseq.io import load as load
 from tinyseq.io import save as save

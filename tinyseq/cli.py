@@ -11,12 +11,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tinyseq.errors import TinyseqError
+from tinyseq.errors import DTypeError, TinyseqError
 
 __all__ = ["main"]
 
 DEMO = "examples/shakespeare.py"
 BENCHMARKS = "benchmarks"
+DRAWABLE = (
+    "The function returns a tensor or a list of tensors, a Graph, a Program, a Picture, or a pair of a module or function "
+    "and its example input (more inputs: a longer tuple)."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,9 +68,20 @@ def _parser() -> argparse.ArgumentParser:
     # --help and every other word of these two go to the script that they run.
     add("demo", _demo, f"Run {DEMO} of a checkout; the arguments are the script's.", add_help=False)
     add("bench", _bench, "Run the benchmarks of a checkout, or only those named: bench NAME --options.", add_help=False)
-    draw = add("draw", _draw, "Draw the operations that made a tensor.")
-    draw.add_argument("target", metavar="MODULE:FUNCTION", help="called without arguments; returns the tensor to draw")
-    draw.add_argument("--out", metavar="FILE", default="graph.svg", help="a file ending in .svg or .png [%(default)s]")
+    draw = add("draw", _draw, "Draw a computation: to a picture, a page or text.", epilog=DRAWABLE)
+    draw.add_argument("target", metavar="MODULE:FUNCTION", help="called without arguments; returns what to draw")
+    draw.add_argument(
+        "--out", metavar="FILE", default="graph.svg", help="ends in .svg, .png, .pdf, .html, .dot or .txt [%(default)s]"
+    )
+    draw.add_argument("--level", choices=("modules", "operations", "both"), help="a box a layer, a primitive, or both [both]")
+    draw.add_argument("--time", choices=("folded", "unrolled"), help="loops once, or their steps in columns [as recorded]")
+    draw.add_argument("--steps", type=int, metavar="N", help="the most columns [5]")
+    draw.add_argument("--backward", action=argparse.BooleanOptionalAction, help="the backward pass, too")
+    draw.add_argument("--show", metavar="FACTS", help="some of shape,value,kept,seconds,gradient")
+    draw.add_argument("--theme", choices=("light", "dark", "auto"), help="auto: an SVG that follows the reader's page [auto]")
+    draw.add_argument("--legend", action=argparse.BooleanOptionalAction, help="what the colours mean")
+    draw.add_argument("--limit", type=int, metavar="N", help="boxes above which the picture folds [300]")
+    draw.add_argument("--seconds", type=float, metavar="S", help="how long Graphviz may take [20]")
     return parser
 
 
@@ -110,15 +125,37 @@ def _bench(_: argparse.Namespace, rest: list[str]) -> int:
 def _draw(arguments: argparse.Namespace, rest: list[str]) -> int:
     _no_more(rest)
     make = _function(arguments.target)
-    from tinyseq.draw import draw
-    from tinyseq.tensor import Tensor
+    from tinyseq.draw import Picture, draw
 
-    tensor = make()
-    if not isinstance(tensor, Tensor):
-        raise _UsageError(f"{arguments.target} returned a {type(tensor).__name__}; it must return a tensor")
-    draw(tensor).save(arguments.out)
+    words = ("level", "time", "steps", "backward", "theme", "legend", "limit", "seconds")
+    options = {word: value for word in words if (value := getattr(arguments, word)) is not None}
+    if arguments.show is not None:
+        options["show"] = [fact for fact in arguments.show.split(",") if fact]
+    what = make()
+    try:
+        if isinstance(what, tuple) and what and callable(what[0]):
+            function, *examples = what
+            names = function if hasattr(function, "named_parameters") else None
+            picture = draw(function, *examples, names=names, **options)
+        else:
+            picture = what if isinstance(what, Picture) else draw(what, **options)
+    except (ValueError, DTypeError) as error:
+        raise _UsageError(f"{arguments.target} returned a {type(what).__name__}: {error}") from error
+    if Path(arguments.out).suffix == ".txt":
+        _write_text(arguments.out, picture.text())
+    else:
+        picture.save(arguments.out)
+    for note in picture.notes:
+        print(f"tinyseq: {note}", file=sys.stderr)
     print(arguments.out)
     return 0
+
+
+def _write_text(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text + "\n", "utf-8")
+    except OSError as error:
+        raise _UsageError(f"cannot write {path!r}: {error.strerror or error}") from error
 
 
 def _function(target: str) -> Callable[[], Any]:

@@ -51,7 +51,7 @@ class TextStream:
     [([[0, 1, 2], [4, 5, 6]], [[1, 2, 3], [5, 6, 7]], True),
      ([[3], [7]], [[4], [8]], False),
      ([[0, 1, 2], [4, 5, 6]], [[1, 2, 3], [5, 6, 7]], True)]
-    >>> stream.state()
+    >>> stream.state_dict()
     {'epoch': 1, 'position': 1}
     """
 
@@ -90,11 +90,11 @@ class TextStream:
         self.position += 1
         return Chunk(np.array(self._inputs[steps], order="C"), np.array(self._targets[steps], order="C"), starts)
 
-    def state(self) -> dict[str, int]:
-        """Where the stream stands, in a form that JSON can hold; see :meth:`restore`."""
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream stands, in a form that JSON can hold; see :meth:`load_state_dict`."""
         return {"epoch": self.epoch, "position": self.position}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the stream that gave ``state`` stood. The text and the sizes must be the same.
 
         Raises:

@@ -1,206 +1,164 @@
-"""Time on the record: which operations belong to which step of which scan, and which of them a picture leaves out."""
+"""Time in columns: which steps of which loops a picture shows side by side, and which it leaves out."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Container, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
-from tinyseq.draw.labels import number_label
-from tinyseq.mode import Scope
-from tinyseq.tape import Leaf, Node, Place
+from tinyseq.draw.loops import shown_steps
+from tinyseq.draw.record import Frame, Item, Record
 
-__all__ = ["FEW", "Selection", "boxed_constants", "scans", "select"]
+__all__ = ["Time", "nearest", "select", "time_of"]
 
-FEW = 3  # an operation of more inputs, such as concatenate, does not show its constants one by one
-Step = tuple[int, int]  # which scan, and which of its steps in the order in which they ran
+Step = tuple[int, int]  # a loop and a step of it, as frames
 
 
 @dataclass(slots=True)
-class Selection:
-    """What stands where, and what a picture leaves out.
+class Time:
+    """Which step each item belongs to.
 
     Attributes:
-        scans: the t of each step of each scan, in the order in which they ran.
-        column: the step in whose column a place stands, if it stands in one.
-        folded: how many steps are left out of each scan, just before its last.
-        gap: for each place that is not drawn, the scan in whose gap it lies, or None if it is far from the outputs.
+        steps: the steps of each outermost loop, as frames, in the order in which they ran.
+        inside: the step in which each item was recorded, if any.
+        owner: the step with which it is left out or folded: that in which it was recorded; or the only one that uses it,
+            as with a slice ``xs[t]``; or the latest that it was computed from, as with the loss of a step.
+        leading: whether it is owned by the one step that uses it.
     """
 
-    scans: list[list[int]]
-    column: dict[Place, Step]
-    folded: list[int]
-    gap: dict[Place, int | None]
+    steps: dict[int, list[int]]
+    inside: list[Step | None]
+    owner: list[Step | None]
+    leading: list[bool]
 
 
-def select(places: Sequence[Place], outputs: Sequence[Place], limit: int) -> Selection:
-    """Choose what to draw of ``places`` (oldest first), so that about ``limit`` boxes are enough.
-
-    Each scan loses its middle steps first: all keep the same number of first steps, and the last. If that is not enough,
-    the places with the shortest way to an output stay.
-    """
-    found, column = scans(places)
-    latest = _latest(places, column)
-    owner = _owners(places, column, latest)
-    for output in outputs:
-        owner.pop(output, None)
-    sizes = [[0] * len(times) for times in found]
-    for scan, step in owner.values():
-        sizes[scan][step] += 1
-    extra = _extra(column)
-    for scan, step in extra:
-        sizes[scan][step] += 1
-    everything = len(places) + len(extra)
-    sums = [[0, *accumulate(size)] for size in sizes]
-
-    def cost(first: int) -> int:
-        """The boxes needed where the first so many steps of each scan are drawn, a box for the gap, and the last."""
-        return everything - sum(total[-2] - total[first] - 1 for total in sums if len(total) > first + 3)
-
-    first, longest = 1, max(map(len, found), default=0)
-    while first < longest and cost(first + 1) <= limit:
-        first += 1
-    folded = [len(times) - first - 1 if len(times) > first + 2 else 0 for times in found]
-    gap: dict[Place, int | None] = {
-        place: i for place, (i, step) in owner.items() if folded[i] and first <= step < len(found[i]) - 1
-    }
-    if cost(first) > limit:
-        near = _nearest(outputs, gap, limit)
-        gap.update((place, None) for place in places if place not in near)
-    column.update(_returning(places, column, latest, gap))
-    return Selection(found, column, folded, gap)
-
-
-def boxed_constants(node: Node) -> list[int]:
-    """Which constant inputs get a box of their own: those that the tape has kept, if they are few and no plain numbers."""
-    if len(node.parents) > FEW:
-        return []
-    kept = enumerate(node.inputs or ())
-    return [i for i, array in kept if node.parents[i] is None and array is not None and number_label(array) is None]
+def time_of(record: Record, loops: Sequence[int] | None = None) -> Time:
+    """Sort the items by the steps of the given loops, or else of the outermost ones that are not folded."""
+    found = record.columns()
+    if loops is not None:
+        found = []
+        for f, frame in enumerate(record.frames):
+            outer = None if frame.parent is None else found[frame.parent]
+            if frame.kind in ("step", "gap") and frame.parent in loops:
+                outer = frame.parent, f  # type: ignore[assignment]
+            found.append(outer)
+    steps: dict[int, list[int]] = {}
+    for f, column in enumerate(found):
+        if column is not None and column[1] == f:
+            steps.setdefault(column[0], []).append(f)
+    inside = [None if item.frame is None else found[item.frame] for item in record.items]
+    latest = list(inside)
+    for i, item in enumerate(record.items):
+        if latest[i] is None:
+            # Steps are numbered in the order in which they ran.
+            before = [step for p, _ in item.parents if (step := latest[p]) is not None]
+            latest[i] = max(before, key=lambda step: step[1], default=None)
+    owner: list[Step | None] = list(inside)
+    leading = [False] * len(owner)
+    nothing: Step = (-1, -1)
+    users: list[Step | None] = [nothing] * len(owner)
+    for i in range(len(owner) - 1, -1, -1):
+        if owner[i] is None and users[i] not in (nothing, None):
+            owner[i], leading[i] = users[i], True
+        mine = owner[i]
+        for p, _ in record.items[i].parents:
+            users[p] = mine if users[p] in (nothing, mine) else None
+    leaves = ("parameter", "input", "constant")
+    for i, item in enumerate(record.items):
+        if owner[i] is None and item.kind not in leaves:
+            owner[i] = latest[i]
+    for i in record.outputs:
+        if inside[i] is None:
+            owner[i], leading[i] = None, False
+    return Time(steps, inside, owner, leading)
 
 
-def _extra(column: Mapping[Place, Step]) -> list[Step]:
-    """A step for each box in its column besides its operations: leaves, drawn once in each step, and constants."""
-    leaves: set[tuple[Step, Leaf]] = set()
-    constants: list[Step] = []
-    for place, step in column.items():
-        if isinstance(place, Node):
-            leaves.update((step, parent) for parent in place.parents if isinstance(parent, Leaf))
-            constants += [step] * len(boxed_constants(place))
-    return [*(step for step, _ in leaves), *constants]
-
-
-def scans(places: Sequence[Place]) -> tuple[list[list[int]], dict[Place, Step]]:
-    """The t of each step of each scan, and the step that each place was recorded in, if any.
-
-    Of a scan that runs in the step of another only the outer one counts. A scope says which step it is, but not of which
-    scan: a new scan begins where t no longer goes on in one direction.
-    """
-    outermost: dict[int, Scope | None] = {}  # by identity, for equal scopes may belong to different scans
-    steps: dict[int, Step] = {}
-    current: dict[int, int] = {}  # the scan that goes on, by the identity of the scope that it runs in
-    found: list[list[int]] = []
-    column: dict[Place, Step] = {}
-    for place in places:
-        if not isinstance(place, Node) or place.scope is None:
+def select(record: Record, columns: int) -> None:
+    """Leave out steps of loops with more than so many, which are recorded one by one; a gap takes their place."""
+    time = time_of(record)
+    gaps: dict[int, int] = {}  # the frame of the gap, by the steps that are left out
+    frames = record.frames
+    hidden: dict[int, int] = {}
+    for loop, steps in time.steps.items():
+        shown = shown_steps(len(steps), columns)
+        # A compiled scan has its gap already.
+        if any(frames[f].kind == "gap" for f in steps) or None not in shown:
             continue
-        if id(place.scope) not in outermost:
-            outermost[id(place.scope)] = _outermost_step(place.scope)
-        scope = outermost[id(place.scope)]
-        if scope is None:
+        ordered = sorted(steps, key=lambda f: frames[f].t or 0)
+        left_out = ordered[len(shown) - 2 : -1]
+        gap = record.frame(Frame(f"{frames[loop].id}.gap", "gap", "", loop, frames[left_out[0]].t))
+        hidden[gap] = len(left_out)
+        gaps.update(dict.fromkeys(left_out, gap))
+    _move_in(record, time)
+    to: list[int | None] = list(range(len(record.items)))
+    boxes: dict[int, int] = {}  # of each gap the item: it takes the place of the first that is left out
+    for i, step in enumerate(time.owner):
+        if step is None or step[1] not in gaps:
             continue
-        if id(scope) not in steps:
-            t, scan = int(scope.name), current.get(id(scope.parent))
-            if scan is None or not _goes_on(found[scan], t):
-                scan = current[id(scope.parent)] = len(found)
-                found.append([])
-            steps[id(scope)] = scan, len(found[scan])
-            found[scan].append(t)
-        column[place] = steps[id(scope)]
-    return found, column
+        gap, item = gaps[step[1]], record.items[i]
+        # What is used all over, such as a parameter, leads to no gap.
+        item.parents = [(p, s) for p, s in item.parents if record.items[p].kind not in ("parameter", "constant")]
+        if gap not in boxes:
+            boxes[gap] = i
+            title = f"… {hidden[gap]:,} more step{'s' * (hidden[gap] != 1)} …"
+            record.items[i] = Item(f"{frames[gap].id}.more", "gap", title, item.parents, frame=gap, count=0)
+        to[i] = boxes[gap]
+    used = [False] * len(record.items)
+    for item in record.items:
+        for p, _ in item.parents:
+            used[p] = True
+    for i, item in enumerate(record.items):
+        if item.kind in ("parameter", "constant") and not used[i] and i not in record.outputs:
+            to[i] = None
+    record.replaced(to)
 
 
-def _outermost_step(scope: Scope) -> Scope | None:
-    step: Scope | None = None
-    at: Scope | None = scope
-    while at is not None:
-        if at.kind == "step" and isinstance(at.name, int):
-            step = at
-        at = at.parent
-    return step
-
-
-def _goes_on(times: list[int], t: int) -> bool:
-    first, last = times[0], times[-1]
-    return t > last if last > first else t < last if last < first else t != last
-
-
-def _latest(places: Sequence[Place], column: Mapping[Place, Step]) -> dict[Place, Step]:
-    """The latest step that each place was computed from, if any."""
-    latest = dict(column)
-    for place in places:
-        if place not in latest:
-            step = max((latest[parent] for parent in place.parents if parent in latest), default=None)
-            if step is not None:
-                latest[place] = step
-    return latest
-
-
-def _owners(places: Sequence[Place], column: Mapping[Place, Step], latest: Mapping[Place, Step]) -> dict[Place, Step]:
-    """The step with which each place is left out or not.
-
-    That is the step it was recorded in; or the only one that uses it, as with a slice ``xs[t]``; or the latest that it was
-    computed from, as with the loss of a step.
-    """
-    owner = dict(column)
-    users: dict[Place, Step | None] = {}
-    for place in reversed(places):
-        user = users.get(place)
-        if user is not None:
-            owner.setdefault(place, user)
-        mine = owner.get(place)
-        for parent in place.parents:
-            if parent is not None:
-                users[parent] = mine if users.get(parent, mine) == mine else None
-    return {**latest, **owner}
-
-
-def _returning(
-    places: Sequence[Place], column: Mapping[Place, Step], latest: Mapping[Place, Step], gap: Mapping[Place, int | None]
-) -> dict[Place, Step]:
-    """The places outside a scan's steps through which one step leads to another: they stand in the earlier one's column."""
-    found: dict[Place, Step] = {}
-    leads_to: dict[Place, set[int]] = {}
-    for place in reversed(places):
-        step = column.get(place) or latest.get(place)
-        if step is None:
+def _move_in(record: Record, time: Time) -> None:
+    """What is outside the steps but has its like for each of them stands in their columns."""
+    seen: Counter[object] = Counter()
+    likes: dict[object, list[int]] = {}
+    for i, item in enumerate(record.items):
+        step = time.owner[i]
+        if step is None or time.inside[i] is not None or item.kind in ("parameter", "constant"):
             continue
-        scan = step[0]
-        if place not in column and gap.get(place) != scan:
-            if scan not in leads_to.get(place, ()):
-                continue
-            found[place] = step
-        for parent in place.parents:
-            if parent is not None:
-                leads_to.setdefault(parent, set()).add(scan)
-    return found
+        plain = (step[0], item.kind, "" if item.kind == "input" else item.operation, item.shape)
+        seen[step[1], plain] += 1
+        likes.setdefault((plain, seen[step[1], plain]), []).append(i)
+    for own in likes.values():
+        if len(own) > 1:
+            for i in own:
+                record.items[i].frame = time.owner[i][1]  # type: ignore[index]
 
 
-def _nearest(outputs: Sequence[Place], gap: Container[Place], limit: int) -> set[Place]:
-    """The first ``limit`` places on the way back from the outputs, breadth first; what lies in a gap counts nothing."""
-    near: set[Place] = set()
-    queue = deque(outputs)
+def nearest(record: Record, limit: int) -> None:
+    """Keep about so many items, those with the shortest way to an output; a gap stands for the others."""
+    near: set[int] = set()
+    queue = deque(record.outputs)
     while queue and limit:
-        place = queue.popleft()
-        if place in near:
+        i = queue.popleft()
+        if i in near:
             continue
-        near.add(place)
-        limit -= place not in gap
-        for parent in place.parents:
-            if parent is not None and parent not in near:
-                if parent in gap:
-                    queue.appendleft(parent)
-                else:
-                    queue.append(parent)
-    return near
+        near.add(i)
+        limit -= record.items[i].kind != "gap"
+        queue.extend(p for p, _ in record.items[i].parents if p not in near)
+    left_out = sum(item.count for i, item in enumerate(record.items) if i not in near and _is_operation(item))
+    if not left_out:
+        return
+    noun = "operation" if left_out == 1 else "operations"
+    title = f"… {left_out:,} {noun} not drawn …"
+    far = Item("far", "gap", title, [], count=0)
+    # It stands before what is drawn, so that arrows lead on from it and none to it.
+    record.items.append(far)
+    number = len(record.items) - 1
+    to: list[int | None] = [i if i in near else number for i in range(number)]
+    for i, item in enumerate(record.items[:-1]):
+        if i not in near:
+            item.parents = []
+            if item.kind in ("parameter", "input", "constant"):
+                to[i] = None
+    record.replaced([*to, number])
+    record.notes.append(f"{left_out:,} {noun} far from the output {'is' if left_out == 1 else 'are'} not drawn.")
+
+
+def _is_operation(item: Item) -> bool:
+    return item.kind in ("operation", "output", "backward")

@@ -6,26 +6,31 @@ arrows from one parameter into a chain of a hundred operations are minutes of wo
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tinyseq.draw.diagram import Diagram
+from tinyseq.draw.layout import Strips
 
 __all__ = ["shortened"]
 
 NEAR = 8  # ranks past which a parameter, an input or a constant is drawn again
+NUMBERED = re.compile(r" #(\d+)$")
 MOST = 300  # ranks that the arrows from operations may pass together before some are cut, too
 
 
 def shortened(diagram: Diagram) -> Diagram:
     """The same diagram without very long arrows; an operation that is referred to gets a number, here and there."""
     boxes, arrows = list(diagram.boxes), list(diagram.arrows)
-    rank = _ranks(diagram)
+    column = Strips(diagram).of_box
+    rank = _ranks(diagram, column)
     repeated: dict[int, list[int]] = defaultdict(list)  # the arrows whose tails may be drawn again, by their tails
     others: dict[int, list[int]] = defaultdict(list)
     for a, arrow in enumerate(arrows):
         start = boxes[arrow.tail]
-        if start.strip == boxes[arrow.head].strip:
+        if column[arrow.tail] == column[arrow.head] and arrow.kind != "carry":
             is_leaf = start.kind in ("parameter", "input", "constant")
             (repeated if is_leaf else others)[arrow.tail].append(a)
 
@@ -34,16 +39,22 @@ def shortened(diagram: Diagram) -> Diagram:
 
     passed = {tail: sum(map(length, out)) for tail, out in others.items()}
     number: dict[int, int] = {}
+    numbers = [int(match[1]) for box in boxes if (match := NUMBERED.search(box.title))]
+    last = max(numbers, default=0)
     for tail in sorted(passed, key=lambda tail: -passed[tail]):
         if sum(passed.values()) <= MOST:
             break
         cut = [a for a in others[tail] if length(a) > NEAR]
         passed[tail] -= sum(map(length, cut))
         if cut:
-            number[tail] = len(number) + 1
-            boxes[tail] = replace(boxes[tail], title=f"{boxes[tail].title} #{number[tail]}")
+            known = NUMBERED.search(boxes[tail].title)
+            number[tail] = int(known[1]) if known else last + 1
+            last = max(last, number[tail])
+            if not known:
+                boxes[tail] = replace(boxes[tail], title=f"{boxes[tail].title} #{number[tail]}")
             repeated[tail] = cut
 
+    copies: Counter[str] = Counter()
     for tail, out in repeated.items():
         out.sort(key=lambda a: rank[arrows[a].head])
         copy = None if tail in number else tail
@@ -52,17 +63,19 @@ def shortened(diagram: Diagram) -> Diagram:
             at = rank[arrows[a].head]
             if copy is None or at > reach:
                 copy, reach = len(boxes), at + NEAR
-                boxes.append(replace(boxes[tail], kind="reference") if tail in number else boxes[tail])
+                copies[boxes[tail].id] += 1
+                one = replace(boxes[tail], id=f"{boxes[tail].id}#{copies[boxes[tail].id]}", group=boxes[arrows[a].head].group)
+                boxes.append(replace(one, kind="reference") if tail in number else one)
             arrows[a] = replace(arrows[a], tail=copy)
-    return Diagram(tuple(boxes), tuple(arrows), diagram.strips)
+    return replace(diagram, boxes=tuple(boxes), arrows=tuple(arrows))
 
 
-def _ranks(diagram: Diagram) -> list[int]:
-    """How many arrows the longest way to each box has, in its strip or outside all strips."""
+def _ranks(diagram: Diagram, column: Sequence[int | None]) -> list[int]:
+    """How many arrows the longest way to each box has, in its column or outside all columns."""
     heads: dict[int, list[int]] = defaultdict(list)
     waiting = [0] * len(diagram.boxes)
     for arrow in diagram.arrows:
-        if diagram.boxes[arrow.tail].strip == diagram.boxes[arrow.head].strip:
+        if column[arrow.tail] == column[arrow.head] and arrow.kind != "carry":
             heads[arrow.tail].append(arrow.head)
             waiting[arrow.head] += 1
     rank = [0] * len(diagram.boxes)

@@ -8,84 +8,252 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinyseq.draw.diagram import Arrow, Box, Diagram, Strip
+from tinyseq.draw.colours import LIGHT, SCALE, Scale
+from tinyseq.draw.diagram import Arrow, Box, Diagram, Group
+from tinyseq.draw.labels import amount_label
 
 if TYPE_CHECKING:
     from tinyseq.draw.routes import Rectangle, Spline
 
-__all__ = ["OPENING", "Placement", "arrow_line", "box_line", "title_width", "to_dot"]
-
-# The palette of Okabe and Ito (2008), which colour-blind people can tell apart: full for lines, light for areas.
-INK, GREY, PALE = "#222222", "#6E6E6E", "#F4F4F4"
-BLUE, SKY, LIGHT_SKY = "#0072B2", "#56B4E9", "#DDF0FB"
-ORANGE, LIGHT_ORANGE = "#E69F00", "#FCE8BF"
-GREEN, LIGHT_GREEN = "#009E73", "#CFEFE4"
+__all__ = ["OPENING", "Placement", "Writer", "title_width"]
 
 FONT = "Helvetica"  # Graphviz adds sans-serif in an SVG, for those who have neither it nor Arial
 OPENING = f"""\
 digraph tinyseq {{
-  graph [bgcolor="#FFFFFF", fontcolor="{GREY}", fontname="{FONT}", fontsize="11", nodesep="0.2",
-    nslimit="2", nslimit1="2", pad="0.15", ranksep="0.32", splines="true"];
-  node [color="{GREY}", fillcolor="#FFFFFF", fontcolor="{INK}", fontname="{FONT}", fontsize="11", height="0.3",
-    margin="0.13,0.05", shape="box", style="rounded,filled", width="0.5"];
-  edge [arrowsize="0.6", color="{GREY}", fontcolor="{GREY}", fontname="{FONT}", fontsize="9"];"""
+  graph [bgcolor="{LIGHT["page"]}", fontcolor="{LIGHT["grey"]}", fontname="{FONT}", fontsize="11", nodesep="0.2",
+    newrank="true", nslimit="2", nslimit1="2", pad="0.15", ranksep="0.32", splines="true"];
+  node [color="{LIGHT["grey"]}", fillcolor="{LIGHT["box"]}", fontcolor="{LIGHT["ink"]}", fontname="{FONT}", fontsize="11",
+    height="0.3", margin="0.13,0.05", shape="box", style="rounded,filled", width="0.5"];
+  edge [arrowsize="0.6", color="{LIGHT["grey"]}", fontcolor="{LIGHT["grey"]}", fontname="{FONT}", fontsize="9"];"""
+EMPTY = "#FFFFFF00"
+
+
+def _painted(role: str, more: str = "") -> str:
+    return f', color="{LIGHT[role]}", fillcolor="{LIGHT[f"{role} area"]}"{more}'
+
+
 BOXES = {
     "operation": "",
-    "output": f', color="{GREEN}", fillcolor="{LIGHT_GREEN}", penwidth="2"',
-    "parameter": f', color="{ORANGE}", fillcolor="{LIGHT_ORANGE}", style="filled"',
-    "input": f', color="{SKY}", fillcolor="{LIGHT_SKY}", shape="ellipse", style="filled", margin="0.04,0.02"',
-    "constant": f', color="{GREY}", fillcolor="#FFFFFF", style="filled,dashed"',
-    "reference": f', color="{GREY}", style="rounded,filled,dashed"',
-    "gap": ', color="#FFFFFF00", fillcolor="#FFFFFF00", style="filled"',
+    "output": _painted("output", ', penwidth="2"'),
+    "parameter": _painted("parameter", ', style="filled"'),
+    "input": _painted("input", ', shape="ellipse", style="filled", margin="0.04,0.02"'),
+    "constant": f', color="{LIGHT["grey"]}", style="filled,dashed"',
+    "carry": _painted("carry", ', shape="ellipse", style="filled", margin="0.04,0.02"'),
+    "backward": _painted("backward"),
+    "gradient": _painted("gradient", ', style="filled"'),
+    "module": _painted("module", ', penwidth="1.6"'),
+    "loop": _painted("loop", ', penwidth="1.6"'),
+    "step": f', color="{LIGHT["grey"]}", fillcolor="{LIGHT["part area"]}", penwidth="1.6"',
+    "reference": f', color="{LIGHT["grey"]}", style="rounded,filled,dashed"',
+    "flow": f', color="{EMPTY}", fillcolor="{EMPTY}", style="filled", margin="0"',
+    "gap": f', color="{EMPTY}", fillcolor="{EMPTY}", style="filled"',
 }
 ARROWS = {
     "data": "",
-    "carry": f', color="{BLUE}", penwidth="1.6", constraint="false"',
-    "parameter": ', color="#B0B0B0", penwidth="0.8"',
+    "carry": f', color="{LIGHT["carry"]}", penwidth="1.6", constraint="false"',
+    "parameter": f', color="{LIGHT["faint"]}", penwidth="0.8"',
+    "backward": f', color="{LIGHT["backward"]}"',
+    "kept": f', color="{LIGHT["grey"]}", style="dashed", penwidth="0.8"',
 }
+GROUPS = {
+    "module": f'color="{LIGHT["module"]}", fillcolor="{LIGHT["module area"]}", style="rounded,filled"',
+    "loop": f'color="{LIGHT["loop"]}", fillcolor="{LIGHT["loop area"]}", style="rounded,filled", penwidth="1.4"',
+    "step": f'color="{LIGHT["frame"]}", fillcolor="{LIGHT["column"]}", style="rounded,filled"',
+    "gap": 'style="invis"',
+    "part": f'color="{LIGHT["part"]}", fillcolor="{LIGHT["part area"]}", style="rounded,filled,dashed"',
+}
+MEANING = {  # of the kinds that a legend explains, in this order
+    "input": "input",
+    "parameter": "parameter",
+    "constant": "constant",
+    "operation": "operation",
+    "output": "result",
+    "module": "module",
+    "step": "several operations",
+    "carry": "state of a loop",
+    "backward": "backward pass",
+    "gradient": "gradient",
+    "reference": "stands for #",
+}
+ARROW_MEANING = {"carry": "from step to step", "kept": "kept for backward", "backward": "gradient flows"}
+MOST_CELLS = 50  # of a strip of norms
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the boxes, strips and arrows of a diagram stand, each by its number."""
+    """Where the boxes, groups and arrows of a diagram stand, each by its number; and the legend."""
 
     boxes: Mapping[int, Rectangle]
-    strips: Mapping[int, Rectangle]
+    groups: Mapping[int, Rectangle]
+    titles: Mapping[int, tuple[float, float]]
     arrows: Mapping[int, Spline]
+    legend: Rectangle | None = None
 
 
-def to_dot(diagram: Diagram, placement: Placement | None = None) -> str:
-    """The DOT text, each time step a cluster; with a placement, for ``neato -n2`` to draw just so."""
-    members: dict[int | None, list[str]] = defaultdict(list)
-    for i, box in enumerate(diagram.boxes):
-        members[box.strip].append(box_line(i, box, _centre(placement, i)))
-    lines = [OPENING]
-    for s, strip in enumerate(diagram.strips):
-        style = f'color="#C8C8C8", fillcolor="{PALE}", style="rounded,filled"' if strip.title else 'style="invis"'
-        lines.append(f"  subgraph cluster_{s} {{")
-        lines.append(
-            f'    graph [{style}, label="{strip.title or ""}", labeljust="l", margin="12"{_rectangle(placement, s, strip)}];'
-        )
-        lines += [f"    {line}" for line in members[s]]
-        lines.append("  }")
-    lines += [f"  {line}" for line in members[None]]
-    lines += [f"  {arrow_line(arrow, _spline(placement, i))}" for i, arrow in enumerate(diagram.arrows)]
-    return "\n".join([*lines, "}\n"])
+class Writer:
+    """Writes the boxes, groups and arrows of one diagram, with what they share: the scale of its gradients."""
+
+    def __init__(self, diagram: Diagram, legend: bool = True) -> None:
+        self.diagram = diagram
+        self.scale = Scale.of(diagram)
+        self.children: dict[int | None, list[int]] = defaultdict(list)
+        for g, group in enumerate(diagram.groups):
+            self.children[group.parent].append(g)
+        self.members: dict[int | None, list[int]] = defaultdict(list)
+        for i, box in enumerate(diagram.boxes):
+            self.members[box.group].append(i)
+        self.legend = self._legend() if legend else ""
+
+    def dot(self, placement: Placement | None = None) -> str:
+        """The DOT text, each group a cluster; with a placement, for ``neato -n2`` to draw just so."""
+        lines = [OPENING]
+        # Depth first, without recursion: a None on the stack with a depth closes a cluster.
+        todo: list[tuple[str, int | None, int]] = [("open", None, 0)]
+        while todo:
+            what, g, depth = todo.pop()
+            indent = "  " * (depth + 1)
+            if what == "close":
+                lines.append(f"{'  ' * depth}}}")
+                continue
+            if g is not None:
+                group = self.diagram.groups[g]
+                lines.append(f"{'  ' * depth}subgraph cluster_{g} {{")
+                lines.append(f"{indent}graph [{self.group_attributes(group, True, _place(placement, g))}];")
+                todo.append(("close", g, depth))
+            lines += [f"{indent}{self.box(i, _centre(placement, i))}" for i in self.members[g]]
+            todo += [("open", child, depth + 1) for child in reversed(self.children[g])]
+        lines += [
+            f"  {self.arrow(arrow, _spline(placement, a), placement is not None)}"
+            for a, arrow in enumerate(self.diagram.arrows)
+        ]
+        lines += self.hints() if placement is None else []
+        if self.legend:
+            at = placement.legend if placement else None
+            lines.append(f"  {self.legend_line(at)}")
+        return "\n".join([*lines, "}\n"])
+
+    def hints(self) -> list[str]:
+        """Invisible arrows that keep a strip of norms below the loop that it belongs to."""
+        lines = []
+        for i, box in enumerate(self.diagram.boxes):
+            if box.kind == "flow":
+                inside = {box.group}
+                for g, group in enumerate(self.diagram.groups):
+                    if group.parent in inside:
+                        inside.add(g)
+                members = [j for g in inside if g is not None for j in self.members[g] if j != i]
+                tails = {arrow.tail for arrow in self.diagram.arrows if arrow.kind != "carry" and arrow.head in set(members)}
+                lines += [f'  n{j} -> n{i} [style="invis"];' for j in sorted(members) if j not in tails]
+        return lines
+
+    def box(self, i: int, more: str = "") -> str:
+        """The statement that makes box ``i`` a node."""
+        box = self.diagram.boxes[i]
+        if box.kind == "flow":
+            return f"n{i} [label=<{self._strip(box)}>{BOXES[box.kind]}{more}];"
+        title = html_text(box.title)
+        label = f"<b>{title}</b>" if box.kind != "gap" else f'<font color="{LIGHT["grey"]}">{title}</font>'
+        small = "".join(f'<br/><font point-size="9">{html_text(line)}</font>' for line in box.lines)
+        return f"n{i} [label=<{label}{small}>{BOXES[box.kind]}{more}];"
+
+    def arrow(self, arrow: Arrow, more: str = "", placed: bool = False) -> str:
+        """The statement that makes an arrow an edge; one that goes back to a carry is laid out the other way round."""
+        label = arrow.label or (f"×{arrow.count}" if arrow.count > 1 else "")
+        text = f', label=<<font color="{LIGHT["grey"]}"> {html_text(label)}</font>>' if label else ""
+        style = ARROWS[arrow.kind]
+        if arrow.gradient is not None and self.scale is not None:
+            colour, width = self.scale.colour(arrow.gradient), self.scale.width(arrow.gradient)
+            style += f', color="{colour}", penwidth="{width}"'
+            style = style.replace(f', color="{LIGHT["carry"]}", penwidth="1.6"', "")
+        ends = f"n{arrow.tail} -> n{arrow.head}"
+        if self.turned(arrow) and not placed:
+            ends, style = f"n{arrow.head} -> n{arrow.tail}", style.replace('constraint="false"', 'dir="back"')
+        attributes = f"{style}{text}{more}".removeprefix(", ")
+        return ends + (f" [{attributes}];" if attributes else ";")
+
+    def turned(self, arrow: Arrow) -> bool:
+        """Whether an arrow goes round in a folded loop, against the order of the others."""
+        return arrow.kind == "carry" and self.diagram.boxes[arrow.head].kind == "carry"
+
+    def group_attributes(self, group: Group, titled: bool = True, more: str = "") -> str:
+        """The look of a cluster, with its title or without."""
+        style = GROUPS[group.kind]
+        if group.backward and group.kind in ("module", "loop", "step"):
+            style = f'color="{LIGHT["backward"]}", fillcolor="{LIGHT["part area"]}", style="rounded,filled"'
+        title = f"<{html_text(group.title)}>" if group.title and titled else '""'
+        return f'{style}, label={title}, labeljust="l", margin="10"{more}'
+
+    def title_line(self, g: int) -> str:
+        """The statement that makes a group's title a node of its own."""
+        title = f'<font color="{LIGHT["grey"]}">{html_text(self.diagram.groups[g].title)}</font>'
+        return f'g{g} [label=<{title}>, shape="plaintext", style="", margin="0.02,0", height="0.1"];'
+
+    def legend_line(self, place: Rectangle | None = None) -> str:
+        """The statement that makes the legend a node."""
+        more = f', pos="{_point((place.x, place.y))}"' if place else ""
+        return f'legend [label=<{self.legend}>, color="{EMPTY}", fillcolor="{EMPTY}", style="filled", margin="0"{more}];'
+
+    def _strip(self, box: Box) -> str:
+        """Norms at each step as coloured cells, a row a part of the carry."""
+        assert self.scale is not None
+        rows = []
+        longest = max(len(norms) for _, norms in box.facts.flow)
+        group = -(-longest // MOST_CELLS)
+        width = max(6, min(22, 400 * group // max(longest, 1)))
+        count = -(-longest // group)
+        for name, norms in box.facts.flow:
+            cells = []
+            for k in range(0, len(norms), group):
+                part = norms[k : k + group]
+                # Of several steps in a cell the largest is shown, and NaN if any is none.
+                worst = next((x for x in part if x != x), max(part))
+                cells.append(f'<td bgcolor="{self.scale.colour(worst)}" width="{width}" height="14"></td>')
+            ends = f"{amount_label(norms[0])} … {amount_label(norms[-1])}"
+            rows.append(
+                f'<tr><td align="right"><font point-size="9">{html_text(name)} </font></td>{"".join(cells)}'
+                f'<td align="left"><font point-size="9"> {html_text(ends)}</font></td></tr>'
+            )
+        grey = f'<font point-size="9" color="{LIGHT["grey"]}">'
+        half = max(count // 2, 1)
+        axis = f'<tr><td></td><td colspan="{half}" align="left">{grey}t = 0</font></td>'
+        if count > half:
+            axis += f'<td colspan="{count - half}" align="right">{grey}t = {longest - 1}</font></td>'
+        title = f'<tr><td colspan="{count + 2}">{grey}gradient norms ‖∂L/∂h<sub>t</sub>‖</font></td></tr>'
+        table = '<table border="0" cellborder="0" cellpadding="1" cellspacing="1">'
+        return f"{table}{title}{''.join(rows)}{axis}<td></td></tr></table>"
+
+    def _legend(self) -> str:
+        """What the kinds of boxes and arrows mean that occur, the scale of gradients, and the notes."""
+        boxes, arrows = {box.kind for box in self.diagram.boxes}, {arrow.kind for arrow in self.diagram.arrows}
+        cells = []
+        for kind, meaning in MEANING.items():
+            if kind in boxes:
+                known = f"{kind} area" in LIGHT
+                line = LIGHT[kind] if known else LIGHT["grey"]
+                area = LIGHT[f"{kind} area"] if known else LIGHT["part area" if kind == "step" else "box"]
+                style = ' style="dashed"' if kind in ("constant", "reference") else ""
+                swatch = f'<td bgcolor="{area}" color="{line}" border="1"{style} width="16" height="10"></td>'
+                cells.append(f'{swatch}<td align="left">{_small(meaning)}</td>')
+        for kind, meaning in ARROW_MEANING.items():
+            if kind in arrows:
+                colour = {"carry": LIGHT["carry"], "kept": LIGHT["grey"], "backward": LIGHT["backward"]}[kind]
+                mark = "⇢" if kind == "kept" else "→"
+                cells.append(f'<td><font color="{colour}">{mark}</font></td><td align="left">{_small(meaning)}</td>')
+        if self.scale is not None:
+            swatches = "".join(f'<td bgcolor="{colour}" width="9" height="10"></td>' for colour in SCALE)
+            ends = [_small(amount_label(x)) for x in (self.scale.low, self.scale.high)]
+            table = f'<table border="0" cellborder="0" cellpadding="0" cellspacing="0"><tr>{swatches}</tr></table>'
+            high = f'<td align="left" colspan="2">{ends[1]}{_small(" gradient norm")}</td>'
+            cells.append(f'<td>{ends[0]}</td><td colspan="2">{table}</td>{high}')
+        notes = "".join(f'<tr><td align="left" colspan="18">{_small(note)}</td></tr>' for note in self.diagram.notes)
+        if len(cells) < 2 and not notes:
+            return ""
+        body = "".join(f"<tr>{''.join(cells[k : k + 6])}</tr>" for k in range(0, len(cells), 6))
+        return f'<table border="0" cellborder="0" cellpadding="2" cellspacing="3">{body}{notes}</table>'
 
 
-def box_line(i: int, box: Box, more: str = "") -> str:
-    """The statement that makes box ``i`` a node."""
-    title = html_text(box.title)
-    label = f"<b>{title}</b>" if box.kind != "gap" else f'<font color="{GREY}">{title}</font>'
-    small = "".join(f'<br/><font point-size="9">{html_text(line)}</font>' for line in box.lines)
-    return f"n{i} [label=<{label}{small}>{BOXES[box.kind]}{more}];"
-
-
-def arrow_line(arrow: Arrow, more: str = "") -> str:
-    """The statement that makes an arrow an edge."""
-    count = f', label=" ×{arrow.count}"' if arrow.count > 1 else ""
-    attributes = f"{ARROWS[arrow.kind]}{count}{more}".removeprefix(", ")
-    return f"n{arrow.tail} -> n{arrow.head}" + (f" [{attributes}];" if attributes else ";")
+def _small(text: str) -> str:
+    return f'<font point-size="9" color="{LIGHT["grey"]}">{html_text(text)}</font>'
 
 
 def html_text(text: str) -> str:
@@ -102,12 +270,12 @@ def _centre(placement: Placement | None, i: int) -> str:
     return f', pos="{_point((placement.boxes[i].x, placement.boxes[i].y))}"' if placement else ""
 
 
-def _rectangle(placement: Placement | None, s: int, strip: Strip) -> str:
+def _place(placement: Placement | None, g: int) -> str:
     if placement is None:
         return ""
-    place = placement.strips[s]
-    title = _point((place.left + 5 + title_width(strip.title or "") / 2, place.top - 12))
-    return f', bb="{_point((place.left, place.bottom))},{_point((place.right, place.top))}", lp="{title}"'
+    place = placement.groups[g]
+    title = f', lp="{_point(placement.titles[g])}"' if g in placement.titles else ""
+    return f', bb="{_point((place.left, place.bottom))},{_point((place.right, place.top))}"{title}'
 
 
 def _spline(placement: Placement | None, a: int) -> str:

@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tinyseq.array_api import INDEX
+import numpy as np
 
-__all__ = ["array_label", "metadata_label", "number_label", "shorten"]
+from tinyseq.array_api import INDEX
+from tinyseq.backend import backend_of
+
+__all__ = [
+    "amount_label",
+    "array_label",
+    "bytes_label",
+    "is_number",
+    "metadata_label",
+    "number_label",
+    "seconds_label",
+    "shorten",
+    "value_label",
+]
 
 LONGEST = 40
 # What the output's shape and dtype say already, and what only a rule needs.
 TOLD_ELSEWHERE = {"shape", "dtype", "sizes"}
 
 
-def array_label(shape: tuple[int, ...], dtype: Any) -> str:
+def array_label(shape: tuple[int | str, ...], dtype: Any) -> str:
     """A shape and a dtype.
 
     >>> array_label((4, 16), "float32"), array_label((3,), "int64"), array_label((), "float64")
@@ -36,6 +49,64 @@ def number_label(value: object) -> str | None:
     if isinstance(value, float) or getattr(value, "shape", None) == ():
         return format(float(value), ".6g")  # type: ignore[arg-type]
     return None
+
+
+def is_number(value: object) -> bool:
+    """Whether ``number_label`` has a text for it; looks at no value."""
+    return isinstance(value, bool | int | float) or getattr(value, "shape", None) == ()
+
+
+def value_label(array: Any) -> str:
+    """The numbers of a small array.
+
+    >>> import numpy as np
+    >>> value_label(np.array([[1.0, 0.25]])), value_label(np.array(3)), value_label(np.array([True]))
+    ('[[1, 0.25]]', '3', '[True]')
+    """
+    backend = backend_of(array)
+    host = backend.to_numpy(array) if backend else np.asarray(array)
+
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return f"[{', '.join(map(text, value))}]"  # as deep as the array has axes
+        return str(value) if isinstance(value, bool | int) else format(float(value), ".4g")
+
+    return shorten(text(host.tolist()))
+
+
+def bytes_label(count: int) -> str:
+    """A number of bytes.
+
+    >>> bytes_label(512), bytes_label(2048), bytes_label(5 * 2**20)
+    ('512 B', '2.0 KiB', '5.0 MiB')
+    """
+    size, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def seconds_label(seconds: float) -> str:
+    """A duration.
+
+    >>> seconds_label(2.5), seconds_label(0.0123), seconds_label(4.2e-06)
+    ('2.5 s', '12.3 ms', '4.2 µs')
+    """
+    for scale, unit in ((1.0, "s"), (1e3, "ms")):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def amount_label(norm: float) -> str:
+    """The norm of a gradient.
+
+    >>> amount_label(0.01234), amount_label(float("nan")), amount_label(0.0), amount_label(1234567.0)
+    ('0.012', 'NaN', '0', '1.2e+06')
+    """
+    return "NaN" if norm != norm else "∞" if norm == float("inf") else format(norm, ".2g")
 
 
 def metadata_label(params: Mapping[str, Any]) -> str:

@@ -1,62 +1,81 @@
-"""From the record to the diagram of the operations that made some tensors."""
+"""From the tape to a record: which operations there are, where in the program they ran, what they are called."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tinyseq.draw.columns import FEW, Selection, boxed_constants, select
-from tinyseq.draw.cuts import shortened
-from tinyseq.draw.diagram import Arrow, Box, BoxKind, Diagram, Strip
-from tinyseq.draw.labels import array_label, metadata_label, number_label, shorten
+from tinyseq.abstract import Abstract
+from tinyseq.draw.diagram import BoxKind
+from tinyseq.draw.labels import is_number
+from tinyseq.draw.loops import Opening, Scan
+from tinyseq.draw.record import Frame, Item, Record
 from tinyseq.errors import DTypeError
+from tinyseq.mode import Scope
 from tinyseq.tape import Leaf, Node, Place, ancestors
 from tinyseq.tensor import Parameter, Tensor
 
 if TYPE_CHECKING:
+    from tinyseq.draw.profile import Profile
     from tinyseq.nn import Module
 
-__all__ = ["Names", "read"]
+__all__ = ["FEW", "Names", "boxed", "read_tape"]
 
-
-def read(outputs: Sequence[Place], names: Module | Mapping[str, object] | None, limit: int) -> Diagram:
-    """The diagram of all that the outputs were computed from; above about ``limit`` boxes it is folded.
-
-    Raises:
-        DTypeError: ``names`` is neither a module nor a mapping.
-    """
-    places = ancestors(outputs)
-    return shortened(_Reader(outputs, Names(names), select(places, outputs, limit)).run(places))
+FEW = 3  # an operation of more inputs, such as concatenate, does not show its constants one by one
 
 
 class Names:
-    """What the user calls tensors, and which of them are parameters.
+    """What the user calls tensors, which of them are parameters, and their values.
 
     A module names its parameters; so does a mapping, in which all that is no tensor is passed over, for ``locals()`` is
-    handy. Without a module, a leaf that has a name of its own is taken for a parameter, for modules name theirs.
+    handy; a module in it names its parameters after itself. Without a module, a leaf that has a name of its own is taken
+    for a parameter, for modules name theirs.
     """
 
     def __init__(self, names: Module | Mapping[str, object] | None) -> None:
         self.trust_leaves = not hasattr(names, "named_parameters")
-        if names is None:
-            named: list[tuple[str, object]] = []
-        elif isinstance(names, Mapping):
-            named = list(names.items())
-        elif not self.trust_leaves:
-            named = list(names.named_parameters())
-        else:
-            raise DTypeError(f"names is a {type(names).__name__}; give a module, or a dict of tensors by name")
         self.known: dict[int, tuple[str, bool]] = {}  # by the identity of a place or, for constants, of an array
-        for name, value in named:
+        self.arrays: dict[int, Any] = {}  # of leaves, by their identity
+        self.constants: set[int] = set()  # places of a trace that ask for no gradient
+        self.keep: Any = None  # what must live as long as the identities above are used
+        if names is None:
+            return
+        if not isinstance(names, Mapping):
+            if self.trust_leaves:
+                raise DTypeError(f"names is a {type(names).__name__}; give a module, or a dict of tensors by name")
+            self._module("", names)
+            return
+        for name, value in names.items():
             if isinstance(value, Tensor):
-                learned = isinstance(value, Parameter) or not self.trust_leaves
-                self.known.setdefault(id(value.data if value.node is None else value.node), (str(name), learned))
+                self._tensor(str(name), value, isinstance(value, Parameter))
+        for name, value in names.items():
+            if hasattr(value, "named_parameters") and not isinstance(value, type):
+                self._module("" if name == "self" else f"{name}.", value)
+
+    def _module(self, prefix: str, module: Any) -> None:
+        for name, value in module.named_parameters():
+            self._tensor(prefix + name, value, True)
+        for name, value in module.named_buffers():
+            self._tensor(prefix + name, value, False)
+
+    def _tensor(self, name: str, value: Tensor, learned: bool) -> None:
+        self.known.setdefault(id(value.data if value.node is None else value.node), (name, learned))
+        self.arrays[id(value.node)] = value.data
+
+    def constant(self, place: Place, original: Tensor) -> None:
+        """A place of a trace stands for a tensor that asks for no gradient."""
+        if id(original.data) in self.known:
+            self.known[id(place)] = self.known[id(original.data)]
+        elif isinstance(original, Parameter):
+            self.known[id(place)] = (original.name or "", True)
+        else:
+            self.constants.add(id(place))
+        self.arrays[id(place)] = original.data
 
     def of(self, thing: Any) -> str | None:
         """The name of a place or of a constant's array, if it has one."""
         name, _ = self.known.get(id(thing), (thing.name if isinstance(thing, Leaf) else None, False))
-        return None if name is None else shorten(name)
+        return name
 
     def is_parameter(self, thing: Any) -> bool:
         """Whether it is a parameter, as far as is known."""
@@ -64,126 +83,207 @@ class Names:
         return self.known.get(id(thing), ("", own))[1]
 
 
+def boxed(inputs: Sequence[Any] | None, tracked: Sequence[bool]) -> list[int]:
+    """Which constant operands get a box of their own: those that are at hand, if they are few and no plain numbers."""
+    if inputs is None or len(tracked) > FEW:
+        return []
+    return [i for i, array in enumerate(inputs) if not tracked[i] and array is not None and not is_number(array)]
+
+
+def read_tape(
+    outputs: Sequence[Place],
+    names: Names,
+    profile: Profile | None,
+    opening: Opening,
+    closed: Mapping[Place, Tensor] | None = None,
+) -> Record:
+    """The record of all that the outputs were computed from; ``closed`` says what places of a trace stand for."""
+    return _Reader(names, profile, opening).run(outputs, closed or {})
+
+
 class _Reader:
-    """Collects the boxes and arrows of one diagram, oldest first."""
-
-    def __init__(self, outputs: Sequence[Place], names: Names, selection: Selection) -> None:
-        self.outputs = set(outputs)
+    def __init__(self, names: Names, profile: Profile | None, opening: Opening) -> None:
         self.names = names
-        self.gap = selection.gap
-        self.folded = selection.folded
-        self.left_out = sum(scan is None and isinstance(place, Node) for place, scan in self.gap.items())
+        self.seconds = profile.seconds if profile else {}
+        self.gradients = profile.gradients if profile else {}
+        self.opening = opening
+        self.record = Record()
+        self.places: dict[Place, list[int]] = {}  # the items that stand for a place: several where steps are columns
+        self.constants: dict[int, int] = {}
+        self.frames: dict[int, int] = {}  # by the identity of a scope, for equal scopes may be different calls
+        self.running: dict[int, int] = {}  # the loop that goes on, by the identity of the scope that it runs in
+        self.times: dict[int, list[int]] = {}  # of each loop
+        self.scans: dict[Place | None, Scan] = {}  # that are opened
         self.unnamed = 0
-        self.boxes: list[Box] = []
-        self.index: dict[object, int] = {}  # of the box that stands for a key
-        self.arrows: dict[tuple[int, int], int] = {}
-        self.strips: list[Strip] = []
-        self.strip_of: dict[Place, int] = {}
-        self.gap_strip: dict[int, int] = {}
-        self._make_strips(selection)
 
-    def _make_strips(self, selection: Selection) -> None:
-        """Time goes from left to right, also where a scan ran in reverse."""
-        drawn: dict[tuple[int, int], list[Place]] = {}
-        for place, step in selection.column.items():
-            if place not in self.gap:
-                drawn.setdefault(step, []).append(place)
-        for row, times in enumerate(selection.scans):
-            columns: list[tuple[str | None, list[Place]]] = []
-            for i, t in enumerate(times):
-                if selection.folded[row] and i == len(times) - 1:
-                    columns.append((None, []))
-                if (row, i) in drawn:
-                    columns.append((f"t = {t}", drawn[row, i]))
-            for title, places in columns if times[0] <= times[-1] else reversed(columns):
-                if title is None:
-                    self.gap_strip[row] = len(self.strips)
-                self.strip_of.update((place, len(self.strips)) for place in places)
-                self.strips.append(Strip(row, title))
+    def run(self, outputs: Sequence[Place], closed: Mapping[Place, Tensor]) -> Record:
+        asked = set(outputs)
+        order = ancestors(outputs)
+        originals = [x.node for place in order if (x := closed.get(place)) is not None and x.node is not None]
+        if originals:
+            order = sorted({*order, *ancestors(originals)}, key=lambda place: place.serial)
+        for number, place in enumerate(order):
+            original = closed.get(place)
+            if original is not None and original.node is not None:
+                self.places[place] = self.places[original.node]
+            elif isinstance(place, Leaf):
+                self.places[place] = [self._leaf(place, number)]
+            elif place.primitive.name == "scan" and "runner" in place.params:
+                self._scan(place, number)
+            elif place.primitive.name == "item" and place.parents[0] in self.scans:
+                scan, index = self.scans[place.parents[0]], place.params["index"]
+                self.places[place] = [*scan.last, *scan.ys][index]
+                scan.used = {*(scan.used or ()), index}
+                self._name(place)
+            else:
+                self.places[place] = [self._operation(place, number, "output" if place in asked else "operation")]
+        record = self.record
+        record.outputs = list(dict.fromkeys(i for place in outputs for i in self.places[place]))
+        for i in record.outputs:
+            if record.items[i].kind == "operation":
+                record.items[i].kind = "output"
+        for loop, times in self.times.items():
+            record.frames[loop].steps = len(times)
+            record.frames[loop].reverse = times[0] > times[-1]
+        return record
 
-    def run(self, places: Sequence[Place]) -> Diagram:
-        for place in places:
-            if isinstance(place, Leaf):
-                if place in self.outputs:
-                    self._box_of(place, None)
-                continue  # the others are drawn where they are used
-            head = self._box_of(place, None)
-            strip = self.boxes[head].strip
-            hidden = place in self.gap
-            for parent in place.parents:
-                if parent is not None and not (hidden and self.names.is_parameter(parent)):
-                    self._arrow(self._box_of(parent, strip), head)
-            if not hidden:
-                for i in boxed_constants(place):
-                    self._arrow(self._constant(place.inputs[i], strip), head)  # type: ignore[index]
-        arrows = [self._finished(tail, head, count) for (tail, head), count in self.arrows.items()]
-        # Where most is left out, a gap may be empty: its steps are far from the output, too.
-        kept = {s: k for k, s in enumerate(sorted({box.strip for box in self.boxes if box.strip is not None}))}
-        boxes = [replace(box, strip=None if box.strip is None else kept[box.strip]) for box in self.boxes]
-        return Diagram(tuple(boxes), tuple(arrows), tuple(self.strips[s] for s in kept))
+    def _name(self, place: Place) -> None:
+        name = self.names.of(place)
+        for i in self.places[place]:
+            self.record.items[i].name = self.record.items[i].name or name
 
-    def _arrow(self, tail: int, head: int) -> None:
-        far = self.boxes[head].kind == "gap" and self.boxes[head].strip is None
-        if tail != head and not far:
-            self.arrows[tail, head] = self.arrows.get((tail, head), 0) + 1
+    def _leaf(self, leaf: Leaf, number: int) -> int:
+        name, learned = self.names.of(leaf), self.names.is_parameter(leaf)
+        constant = id(leaf) in self.names.constants
+        if not name and not learned and not constant:
+            self.unnamed += 1
+            name = "input" if self.unnamed == 1 else f"input {self.unnamed}"
+        kind: BoxKind = "parameter" if learned else "constant" if constant else "input"
+        item = Item(f"n{number}", kind, name or kind, [])
+        item.name, item.shape, item.dtype = name, leaf.shape, leaf.dtype
+        item.array = self.names.arrays.get(id(leaf))
+        if leaf.grad is not None:
+            item.gradient = _norm(leaf.grad)
+        item.gradient = self.gradients.get(leaf.serial, item.gradient)
+        return self.record.add(item)
 
-    def _finished(self, tail: int, head: int, count: int) -> Arrow:
-        start, end = self.boxes[tail], self.boxes[head]
-        if "gap" in (start.kind, end.kind):
-            count = 1
-        if start.kind == "parameter":
-            return Arrow(tail, head, "parameter", count)
-        rows = [None if box.strip is None else self.strips[box.strip].row for box in (start, end)]
-        carried = start.strip != end.strip and rows[0] is not None and rows[0] == rows[1]
-        return Arrow(tail, head, "carry" if carried else "data", count)
+    def constant(self, array: Any) -> int:
+        """The item of a constant."""
+        if id(array) not in self.constants:
+            kind = "parameter" if self.names.is_parameter(array) else "constant"
+            name = self.names.of(array)
+            item = Item(f"c{len(self.constants)}", kind, name or "constant", [], name=name, array=array)  # type: ignore[arg-type]
+            item.shape, item.dtype = tuple(array.shape), array.dtype
+            self.constants[id(array)] = self.record.add(item)
+        return self.constants[id(array)]
 
-    def _add(self, key: object, box: Box) -> int:
-        if key not in self.index:
-            self.index[key] = len(self.boxes)
-            self.boxes.append(box)
-        return self.index[key]
+    def _operation(self, node: Node, number: int, kind: Any) -> int:
+        tracked = [parent is not None for parent in node.parents]
+        parents = []
+        for slot, parent in enumerate(node.parents):
+            if parent is not None:
+                parents += [(i, slot) for i in self.places[parent]]
+        for i in boxed(node.inputs, tracked):
+            parents.append((self.constant(node.inputs[i]), i))  # type: ignore[index]
+        parents.sort(key=lambda pair: pair[1])
+        item = Item(f"n{number}", kind, node.primitive.name, parents, len(tracked), node.inputs or ())
+        item.params, item.shape, item.dtype = node.params, node.shape, node.dtype
+        item.name = self.names.of(node)
+        item.frame = self._frame(node.scope)
+        output = node.output
+        if isinstance(output, tuple):  # what a kernel of the backend keeps besides
+            item.kept.update((id(a), _bytes(a)) for a in output if _bytes(a))
+            output = None
+        item.array = None if isinstance(output, Abstract) else output
+        kept = [(a, parent) for a, parent in zip(node.inputs or (), node.parents, strict=False) if not isinstance(parent, Leaf)]
+        item.kept.update((id(a), _bytes(a)) for a, _ in [*kept, (output, None)] if _bytes(a))
+        for array, parent in zip(node.inputs or (), node.parents, strict=False):
+            if isinstance(array, Abstract):
+                continue
+            if isinstance(parent, Node) and array is not None:
+                for i in self.places[parent]:
+                    if self.record.items[i].array is None and self.record.items[i].shape == getattr(array, "shape", None):
+                        self.record.items[i].array = array
+            elif isinstance(parent, Leaf) and array is not None:
+                self.record.items[self.places[parent][0]].array = array
+        item.seconds = self.seconds.get(node.serial)
+        item.gradient = self.gradients.get(node.serial)
+        return self.record.add(item)
 
-    def _box_of(self, place: Place, strip: int | None) -> int:
-        """The box that stands for a place; for a parameter, the one in the strip where it is used."""
-        if place in self.gap:
-            return self._gap_box(self.gap[place])
-        name, parameter = self.names.of(place), self.names.is_parameter(place)
-        if isinstance(place, Leaf):
-            lines: tuple[str, ...] = (array_label(place.shape, place.dtype),)
-            if parameter:
-                return self._add((place, strip), Box("parameter", name or "parameter", lines, strip))
-            if not name and place not in self.index:
-                self.unnamed += 1
-                name = "input" if self.unnamed == 1 else f"input {self.unnamed}"
-            return self._add(place, Box("input", name or "", lines))
-        if place in self.index:
-            return self.index[place]
-        title = _title(place)
-        # What has several results has no dtype itself.
-        described = "" if place.dtype is None else array_label(place.shape, place.dtype)
-        lines = tuple(filter(None, (metadata_label(place.params), described)))
-        kind: BoxKind = "output" if place in self.outputs else "operation"
-        return self._add(place, Box(kind, f"{name} = {title}" if name else title, lines, self.strip_of.get(place)))
+    def _scan(self, node: Node, number: int) -> None:
+        """A compiled scan, opened."""
+        runner, carries = node.params["runner"], node.params["carries"]
+        inputs: list[list[int]] = []
+        for i, parent in enumerate(node.parents):
+            array = (node.inputs or (None,) * len(node.parents))[i]
+            if parent is not None:
+                inputs.append(self.places[parent])
+            elif array is None or is_number(array):
+                inputs.append([])
+            else:
+                inputs.append([self.constant(array)])
+        kept = node.params.get("kept")
+        kept = kept if isinstance(kept, Mapping) else {}
+        own = {id(a) for a in node.inputs or ()}
+        before = len(self.record.items)
+        scan = self.opening.forward(
+            self.record,
+            runner.program,
+            inputs[:carries],
+            inputs[carries:],
+            prefix=f"n{number}",
+            frame=self._frame(node.scope),
+            steps=node.params["steps"],
+            reverse=node.params["reverse"],
+        )
+        self.scans[node] = scan
+        body = [i for i in range(before, len(self.record.items)) if self.record.items[i].frame is not None]
+        first = self.record.items[body[0]] if body else None
+        if first is not None:
+            first.kept.update((id(a), _bytes(a)) for a in kept.values() if id(a) not in own and _bytes(a))
+            first.seconds = self.seconds.get(node.serial)
 
-    def _gap_box(self, scan: int | None) -> int:
-        if scan is None:
-            noun = "operation" if self.left_out == 1 else "operations"
-            return self._add("far", Box("gap", f"… {self.left_out:,} {noun} not drawn …"))
-        return self._add(("gap", scan), Box("gap", f"… {self.folded[scan]:,} more steps …", (), self.gap_strip[scan]))
+    # Scopes
 
-    def _constant(self, array: Any, strip: int | None) -> int:
-        kind: BoxKind = "parameter" if self.names.is_parameter(array) else "constant"
-        box = Box(kind, self.names.of(array) or "constant", (array_label(array.shape, array.dtype),), strip)
-        return self._add((id(array), strip), box)
+    def _frame(self, scope: Scope | None) -> int | None:
+        """The frame of a scope; those around it are made first."""
+        waiting = []
+        while scope is not None and id(scope) not in self.frames:
+            waiting.append(scope)
+            scope = scope.parent
+        for inner in reversed(waiting):
+            parent = None if inner.parent is None else self.frames[id(inner.parent)]
+            self.frames[id(inner)] = self._made(inner, parent)
+        start = waiting[0] if waiting else scope
+        return None if start is None else self.frames[id(start)]
+
+    def _made(self, scope: Scope, parent: int | None) -> int:
+        record = self.record
+        number = f"g{len(record.frames)}"
+        if scope.kind == "step" and isinstance(scope.name, int):
+            around, t = id(scope.parent), int(scope.name)
+            loop = self.running.get(around)
+            if loop is None or not _goes_on(self.times[loop], t):
+                loop = self.running[around] = record.frame(Frame(number, "loop", "loop", parent))
+                self.times[loop] = []
+                number = f"g{len(record.frames)}"
+            self.times[loop].append(t)
+            return record.frame(Frame(number, "step", f"t = {t}", loop, t))
+        kind = "module" if scope.kind == "module" else "part"
+        return record.frame(Frame(number, kind, str(scope.name), parent))  # type: ignore[arg-type]
 
 
-def _title(node: Node) -> str:
-    """The primitive's name, and its operands where some are constants without a box: ``mul(·, 0.5)``."""
-    name, inputs, boxed = node.primitive.name, node.inputs or (), boxed_constants(node)
-    if len(node.parents) > FEW:
-        return name
-    operands = [
-        "·" if parent is not None or i in boxed else (number_label(inputs[i]) if i < len(inputs) else None) or "const"
-        for i, parent in enumerate(node.parents)
-    ]
-    return name if set(operands) == {"·"} else f"{name}({', '.join(operands)})"
+def _goes_on(times: list[int], t: int) -> bool:
+    """Whether t continues a loop: a scope says which step it is, but not of which loop."""
+    first, last = times[0], times[-1]
+    return t > last if last > first else t < last if last < first else t != last
+
+
+def _bytes(array: Any) -> int:
+    return int(getattr(array, "nbytes", 0) or 0)
+
+
+def _norm(gradient: Any) -> float:
+    from tinyseq.draw.profile import norm
+
+    return norm(gradient.data)

@@ -49,8 +49,9 @@ class Rectangle:
 class Column:
     """A column: its frame, its boxes in the ranks that Graphviz has set them in, and the ways that were found between."""
 
-    def __init__(self, frame: Rectangle, boxes: dict[int, Rectangle], title: str = "") -> None:
+    def __init__(self, frame: Rectangle, boxes: dict[int, Rectangle], title: str = "", inside: Point = (0.0, 0.0)) -> None:
         self.frame = frame
+        self.inside = inside  # where the corner of what Graphviz has laid out stands
         self.boxes = boxes
         self.title = Rectangle(frame.left, frame.top, frame.left + title_width(title), frame.top)
         ranks: dict[int, list[Rectangle]] = {}

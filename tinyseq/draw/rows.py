@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tinyseq.draw.diagram import Diagram
 from tinyseq.draw.routes import SPACING, Column, Point, Rectangle, Spline, rounded
 
+if TYPE_CHECKING:
+    from tinyseq.draw.layout import Strips
+
 __all__ = ["PADDING", "Row"]
 
 PADDING, HEADER, GUTTER = 10.0, 22.0, 30.0  # points: inside a column, for its title, between two columns
+LABELLED_GUTTER = 66.0  # where arrows have labels
 FOOTER = 16.0  # below the columns, for lines that pass some of them
 BUS = 6.0  # above the columns, for each line that leads from one box to several of them
 
@@ -19,20 +24,28 @@ class Row:
     """The columns of one scan, with the left top corner of the whole at (0, 0).
 
     Attributes:
-        columns: the columns by their strips.
+        columns: the columns by their groups.
         width, height: of the whole, with the room above and below the columns.
         splines: the arrows from column to column.
         entries: for each arrow that comes from elsewhere, the way from the top edge to its box.
         exits: for each box that an arrow leaves for elsewhere, the way to the bottom edge.
     """
 
-    def __init__(self, diagram: Diagram, strips: Sequence[int], laid_out: Mapping[int, tuple[Point, dict[int, Rectangle]]]):
+    def __init__(
+        self,
+        diagram: Diagram,
+        columns: Strips,
+        strips: Sequence[int],
+        laid_out: Mapping[int, tuple[Point, dict[int, Rectangle]]],
+        widths: Sequence[float],
+    ) -> None:
         self._diagram = diagram
         self._strips = list(strips)
+        self._of_box = columns.of_box
         between, entering, leaving = [], [], []
         sources: dict[int, list[int]] = defaultdict(list)
         for a, arrow in enumerate(diagram.arrows):
-            tail, head = (diagram.boxes[i].strip for i in (arrow.tail, arrow.head))
+            tail, head = self._of_box[arrow.tail], self._of_box[arrow.head]
             if tail in strips and head in strips and tail != head:
                 between.append(a)
             elif head in strips and tail not in strips:
@@ -45,14 +58,18 @@ class Row:
         top = -BUS * (len(buses) + 1) if buses else 0.0
 
         self.columns: dict[int, Column] = {}
+        labelled = any(diagram.arrows[a].label for a in between)
+        self._gutter = LABELLED_GUTTER if labelled else GUTTER
         left = 0.0
-        for s in strips:
+        tallest = max(laid_out[s][0][1] for s in strips)
+        for s, wide in zip(strips, widths, strict=True):
             (width, height), boxes = laid_out[s]
-            frame = Rectangle(left, top - height - 2 * PADDING - HEADER, left + width + 2 * PADDING, top)
-            dx, dy = frame.left + PADDING, frame.bottom + PADDING
-            self.columns[s] = Column(frame, {i: box.moved(dx, dy) for i, box in boxes.items()}, diagram.strips[s].title or "")
-            left = frame.right + GUTTER
-        self.width = left - GUTTER
+            frame = Rectangle(left, top - tallest - 2 * PADDING - HEADER, left + wide + 2 * PADDING, top)
+            inside = frame.left + PADDING + (wide - width) / 2, frame.top - PADDING - HEADER - height
+            moved = {i: box.moved(*inside) for i, box in boxes.items()}
+            self.columns[s] = Column(frame, moved, columns.titles[s], inside)
+            left = frame.right + self._gutter
+        self.width = left - self._gutter
         self.height = FOOTER - min(column.frame.bottom for column in self.columns.values())
 
         self.splines = self._between(between)
@@ -66,11 +83,11 @@ class Row:
 
     def _ends(self, a: int) -> tuple[int, int]:
         """The strips in which an arrow starts and ends, if it does so in strips."""
-        arrow, boxes = self._diagram.arrows[a], self._diagram.boxes
-        return boxes[arrow.tail].strip, boxes[arrow.head].strip  # type: ignore[return-value]
+        arrow = self._diagram.arrows[a]
+        return self._of_box[arrow.tail], self._of_box[arrow.head]  # type: ignore[return-value]
 
     def _column(self, i: int) -> Column:
-        return self.columns[self._diagram.boxes[i].strip]  # type: ignore[index]
+        return self.columns[self._of_box[i]]  # type: ignore[index]
 
     def _entries(self, entering: Sequence[int], buses: Sequence[Sequence[int]]) -> dict[int, list[Point]]:
         ways = {a: self._column(self._diagram.arrows[a].head).up(self._diagram.arrows[a].head) for a in entering}
@@ -100,13 +117,22 @@ class Row:
             for gutter in sorted({*gutters[a]}):
                 used[gutter] += 1
                 left = self.columns[self._strips[gutter]].frame.right
-                lanes[gutter] = left + GUTTER * used[gutter] / (total[gutter] + 1)
+                lanes[gutter] = left + self._gutter * used[gutter] / (total[gutter] + 1)
             first, last = (lanes[gutter] for gutter in gutters[a])
             arrow = self._diagram.arrows[a]
             side = 1 if position[self._ends(a)[0]] < position[self._ends(a)[1]] else -1
             way = self._column(arrow.tail).out(arrow.tail, side, first)
             if first != last:
                 way += [(first, FOOTER / 2 - self.height), (last, FOOTER / 2 - self.height)]
-            points = rounded(way + self._column(arrow.head).into(arrow.head, -side, last))
-            splines[a] = Spline(points, None, points[len(points) // 2]).pointed()
+            way += self._column(arrow.head).into(arrow.head, -side, last)
+            splines[a] = Spline(rounded(way), None, _beside(way, first)).pointed()
         return splines
+
+
+def _beside(way: Sequence[Point], lane: float) -> Point:
+    """Where a label stands: above a straight line, or to the right of the part that runs up or down."""
+    heights = [y for x, y in way if abs(x - lane) < 0.5]
+    low, high = min(heights), max(heights)
+    if high - low < 12:
+        return lane, high + 7
+    return lane + 18, (low + high) / 2

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
+from tinyseq.draw.colours import Theme, dark_css
 from tinyseq.draw.diagram import Box, Diagram
+from tinyseq.draw.labels import amount_label, bytes_label, seconds_label
 
 __all__ = ["finished"]
 
@@ -14,14 +16,22 @@ FONTS = "Helvetica, Arial, Arimo, 'Liberation Sans', 'Nimbus Sans', sans-serif"
 NUMBER = re.compile(r"-?[\d.]+(?:e[-+]?\d+)?")
 
 
-def finished(svg: bytes, diagram: Diagram) -> str:
-    """The same picture, whose texts are stretched to the width that Graphviz reckoned with, whatever font is there."""
+def finished(svg: bytes, diagram: Diagram, theme: Theme) -> str:
+    """The same picture, whose texts are stretched to the width that Graphviz reckoned with, whatever font is there.
+
+    With the theme "auto" it is dark where the reader's page is.
+    """
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
     root = ElementTree.fromstring(svg)
     root.set("font-family", FONTS)
+    root.set("class", "tinyseq")
+    if theme == "auto":
+        style = ElementTree.Element(f"{{{SVG}}}style")
+        style.text = dark_css("svg.tinyseq")
+        root.insert(0, style)
     for text in root.iter(f"{{{SVG}}}text"):
-        text.attrib.pop("font-family")
+        text.attrib.pop("font-family", None)
     for group in root.iter(f"{{{SVG}}}g"):
         title = group.find(f"{{{SVG}}}title")
         if title is None:
@@ -29,6 +39,12 @@ def finished(svg: bytes, diagram: Diagram) -> str:
         name, kind = title.text or "", group.get("class")
         if kind == "graph":
             group.remove(title)
+        elif kind == "node" and name == "legend":
+            title.text = "legend"
+            _keep_widths(group)
+        elif kind == "node" and diagram.boxes[int(name[1:])].kind == "flow":
+            title.text = _words(diagram.boxes[int(name[1:])])
+            _keep_widths(group)
         elif kind == "node":
             title.text = _words(diagram.boxes[int(name[1:])])
             _centre_texts(group)
@@ -36,12 +52,26 @@ def finished(svg: bytes, diagram: Diagram) -> str:
             ends = (diagram.boxes[int(end[1:])] for end in name.split("->"))
             title.text = " → ".join(box.title for box in ends)
         elif kind == "cluster":
-            title.text = diagram.strips[int(name.removeprefix("cluster_"))].title or ""
+            of = diagram.groups[int(name.removeprefix("cluster_"))]
+            title.text = ", ".join((of.title, *of.lines))
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=False) + "\n"
 
 
 def _words(box: Box) -> str:
-    return ", ".join((box.title, *box.lines))
+    """What a browser shows when the mouse rests on a box: all that is known of it."""
+    facts = box.facts
+    more = [f"{facts.name}" if facts.name and facts.name not in box.title else ""]
+    more.append(f"keeps {bytes_label(facts.kept)}" if facts.kept else "")
+    more.append(seconds_label(facts.seconds) if facts.seconds is not None else "")
+    more.append(f"‖grad‖ = {amount_label(facts.gradient)}" if facts.gradient is not None else "")
+    more += [f"{name}: {amount_label(row[0])} … {amount_label(row[-1])}" for name, row in facts.flow]
+    return ", ".join((box.title, *box.lines, *(text for text in more if text and text not in box.lines)))
+
+
+def _keep_widths(group: ElementTree.Element) -> None:
+    """Texts of a table must not become wider than their cells in another font; how wide they are is not told."""
+    for text in group.iter(f"{{{SVG}}}text"):
+        text.set("font-size", f"{float(text.get('font-size', '9')) * 0.98:.2f}")
 
 
 def _centre_texts(group: ElementTree.Element) -> None:

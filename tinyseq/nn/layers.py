@@ -12,7 +12,7 @@ from tinyseq.errors import ShapeError
 from tinyseq.nn.functional import layer_norm
 from tinyseq.nn.module import Module
 from tinyseq.tape import no_grad
-from tinyseq.tensor import Operand, Parameter, Tensor, as_tensor, float32
+from tinyseq.tensor import Operand, Parameter, Tensor, as_tensor, float32, tensor
 
 __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Sequential"]
 
@@ -58,34 +58,92 @@ class Linear(Module):
 class Embedding(Module):
     """A table of V learned vectors of size E: integer ids (...) to (..., E).
 
-    The table ``weight`` (V, E) starts from N(0, 1).
+    The table ``weight`` (V, E) starts from N(0, 1). An output layer may share it: weights tied so (Press and Wolf 2017)
+    are one parameter with one gradient, the sum of both uses, and stand in a ``state_dict`` under both names.
 
     Args:
         num_embeddings: V.
         embedding_dim: E.
         padding_idx: an id whose vector starts as zeros and gets no gradient; negative counts from the end.
+        max_norm: a vector that is longer is scaled down to this length, in the table, whenever it is looked up.
+        norm_type: p of the p-norm that says how long a vector is.
         dtype: of the table.
 
     Raises:
         ShapeError: ``padding_idx`` is not an id of the table.
+        ValueError: ``max_norm`` is negative or ``norm_type`` is not positive.
 
     >>> import tinyseq as ts
-    >>> ts.nn.Embedding(10, 3, padding_idx=0)(ts.tensor([[0, 7]])).tolist()[0][0]
+    >>> embedding = ts.nn.Embedding(10, 3, padding_idx=0)
+    >>> embedding(ts.tensor([[0, 7]])).tolist()[0][0]
     [0.0, 0.0, 0.0]
+    >>> output = ts.nn.Linear(3, 10)
+    >>> output.weight = embedding.weight
+    >>> [name for name, _ in ts.nn.Sequential(embedding, output).named_parameters()]
+    ['0.weight', '1.bias']
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, dtype: Any = float32) -> None:
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        dtype: Any = float32,
+    ) -> None:
         if num_embeddings < 0 or embedding_dim < 0:
             raise ShapeError(f"Embedding needs sizes that are not negative, got {num_embeddings} and {embedding_dim}")
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise ShapeError(f"padding_idx {padding_idx} is not among the {num_embeddings} rows of the table")
+        if (max_norm is not None and max_norm < 0) or norm_type <= 0:
+            raise ValueError(f"Embedding needs max_norm >= 0 and norm_type > 0, got {max_norm} and {norm_type}")
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
+        self.max_norm = max_norm
+        self.norm_type = norm_type
         self.weight = Parameter(random.randn((num_embeddings, embedding_dim), dtype))
         if padding_idx is not None:
             with no_grad():
                 self.weight[padding_idx, :] = 0.0
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        table: Operand,
+        freeze: bool = True,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+    ) -> Embedding:
+        """An embedding of given vectors.
+
+        Args:
+            table: (V, E), copied as it is, the row of ``padding_idx`` too.
+            freeze: whether the vectors stay as they are in training.
+            padding_idx: an id whose vector gets no gradient.
+            max_norm: as of the class.
+            norm_type: as of the class.
+
+        Raises:
+            ShapeError: the table is no matrix.
+
+        >>> Embedding.from_pretrained([[1.0, 2.0], [3.0, 4.0]])([1]).tolist()
+        [[3.0, 4.0]]
+        """
+        table = tensor(table).detach()
+        if table.ndim != 2:
+            raise ShapeError(f"Embedding takes a table (V, E), got shape {table.shape}")
+        layer = cls(0, table.shape[1], None, max_norm, norm_type, table.dtype)
+        layer.num_embeddings = table.shape[0]
+        if padding_idx is not None:
+            if not -table.shape[0] <= padding_idx < table.shape[0]:
+                raise ShapeError(f"padding_idx {padding_idx} is not among the {table.shape[0]} rows of the table")
+            layer.padding_idx = padding_idx % table.shape[0]
+        layer.weight = Parameter(table)
+        layer.weight.requires_grad = not freeze
+        return layer
 
     def __call__(self, ids: Operand) -> Tensor:
         """(...) integers to (..., E).
@@ -94,7 +152,16 @@ class Embedding(Module):
             ShapeError: an id is not in [0, V).
             DTypeError: the ids are not integers.
         """
+        if self.max_norm is not None:
+            self._shorten(as_tensor(ids), self.max_norm)
         return functions.embedding(self.weight, ids, self.padding_idx)
+
+    def _shorten(self, ids: Tensor, longest: float) -> None:
+        with no_grad():
+            rows = functions.embedding(self.weight, ids)
+            sizes = (rows.abs() ** self.norm_type).sum(-1, keepdims=True) ** (1 / self.norm_type)
+            if bool((sizes > longest).any()):  # an id that occurs twice is given the same row twice
+                self.weight[ids] = functions.where(sizes > longest, rows * (longest / (sizes + 1e-7)), rows)
 
 
 class LayerNorm(Module):

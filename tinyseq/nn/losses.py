@@ -1,20 +1,27 @@
-"""The losses of ``tinyseq.functions`` with their settings held in a module."""
+"""The losses of ``tinyseq.nn.functional`` with their settings held in a module."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from tinyseq import functions
+from tinyseq.nn import functional
 from tinyseq.nn.module import Module
 from tinyseq.tensor import Operand, Tensor, as_tensor
 
 __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
+    "CTCLoss",
     "CrossEntropyLoss",
     "HuberLoss",
     "KLDivLoss",
     "L1Loss",
     "MSELoss",
     "NLLLoss",
+    "QuantileLoss",
+    "SequenceCrossEntropyLoss",
     "SmoothL1Loss",
 ]
 
@@ -148,3 +155,63 @@ class KLDivLoss(Module):
     def __call__(self, logp: Operand, target: Operand) -> Tensor:
         """The loss."""
         return functions.kl_div(logp, target, self.reduction, self.log_target)
+
+
+class SequenceCrossEntropyLoss(Module):
+    """:func:`tinyseq.nn.functional.sequence_cross_entropy` of logits (T, B, C), classes (T, B) and lengths (B,).
+
+    >>> import tinyseq as ts
+    >>> loss = ts.nn.SequenceCrossEntropyLoss(reduction="rows")
+    >>> [f"{row:.4f}" for row in loss(ts.zeros((3, 2, 4)), ts.tensor([[0, 1]] * 3), [1, 3]).tolist()]
+    ['1.3863', '4.1589']
+    """
+
+    def __init__(
+        self,
+        weight: Operand | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        batch_first: bool = False,
+    ) -> None:
+        self.weight = _constant(weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.batch_first = batch_first
+
+    def __call__(self, logits: Operand, targets: Operand, lengths: Any = None) -> Tensor:
+        """The loss."""
+        settings = (self.weight, self.ignore_index, self.reduction, self.label_smoothing, self.batch_first)
+        return functional.sequence_cross_entropy(logits, targets, lengths, *settings)
+
+
+class CTCLoss(Module):
+    """:func:`tinyseq.nn.functional.ctc_loss` of log-probabilities (T, N, C), targets and their lengths.
+
+    >>> import tinyseq as ts
+    >>> f"{ts.nn.CTCLoss()(ts.log_softmax(ts.zeros((1, 1, 4))), ts.tensor([[2]]), [1], [1]).item():.4f}"
+    '1.3863'
+    """
+
+    def __init__(self, blank: int = 0, reduction: str = "mean", zero_infinity: bool = False) -> None:
+        self.blank = blank
+        self.reduction = reduction
+        self.zero_infinity = zero_infinity
+
+    def __call__(self, log_probs: Operand, targets: Operand, input_lengths: Any, target_lengths: Any) -> Tensor:
+        """The loss."""
+        settings = (self.blank, self.reduction, self.zero_infinity)
+        return functional.ctc_loss(log_probs, targets, input_lengths, target_lengths, *settings)
+
+
+class QuantileLoss(Module):
+    """:func:`tinyseq.nn.functional.quantile_loss` of predictions (..., Q) and targets (...)."""
+
+    def __init__(self, quantiles: Sequence[float], reduction: str = "mean") -> None:
+        self.quantiles = tuple(quantiles)
+        self.reduction = reduction
+
+    def __call__(self, x: Operand, target: Operand) -> Tensor:
+        """The loss."""
+        return functional.quantile_loss(x, target, self.quantiles, self.reduction)

@@ -1,19 +1,33 @@
 """Layers that run a cell over time: any cell, and the stacks of PyTorch's arguments, names and shapes.
 
-Letters: T steps, B rows of a batch, I input features, H hidden units, L layers, D directions (1 or 2).
+Letters: T steps, B rows of a batch, I input features, H hidden units, P units of a projected output (P = H without a
+projection), L layers, D directions (1 or 2).
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Unpack
 
 from tinyseq.errors import DTypeError, ShapeError
 from tinyseq.functions import concatenate, dropout, stack
-from tinyseq.nn.cells import Equations, Gated, State, checked_nonlinearity, gru, gru_reset_before, lstm, rnn
+from tinyseq.nn.cells import (
+    Gated,
+    GatedUnit,
+    Memory,
+    Noise,
+    NoisyStep,
+    Options,
+    Simple,
+    State,
+    checked_cell,
+    checked_nonlinearity,
+    checked_probability,
+    for_sequence,
+)
 from tinyseq.nn.module import Module
-from tinyseq.scan import Step, scan
-from tinyseq.tensor import Operand, Tensor, as_tensor, float32
+from tinyseq.scan import scan
+from tinyseq.tensor import Operand, Tensor, as_tensor, bool_, float32, where
 from tinyseq.tree import flatten, tree_map
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
@@ -27,7 +41,12 @@ class Recurrent(Module):
     * ``cell(x, state) -> (output, next state)`` for one step, and
     * ``cell.initial_state(batch) -> state`` for ``batch`` rows,
 
-    where input, output and state are tensors or nested tuples, lists and dicts of them.
+    where input, output and state are tensors or nested tuples, lists and dicts of them. A cell that draws random numbers
+    in training has besides
+
+    * ``cell.for_sequence(steps, batch) -> (step, noise)``, where ``batch`` is the tuple ``(B,)``: a function
+      ``step(x, state, noise_t) -> (output, next state)`` that closes over what it draws for the whole sequence, and a
+      nested tuple of tensors (T, B, ...) with what it draws for each step.
 
     Args:
         cell: the cell.
@@ -55,11 +74,7 @@ class Recurrent(Module):
     unroll = False
 
     def __init__(self, cell: Any, reverse: bool = False, batch_first: bool = False) -> None:
-        if not callable(cell) or not hasattr(cell, "initial_state"):
-            raise DTypeError(
-                f"Recurrent takes a cell with __call__(x, state) and initial_state(batch), got {type(cell).__name__}"
-            )
-        self.cell = cell
+        self.cell = checked_cell(cell, "Recurrent")
         self.reverse = reverse
         self.batch_first = batch_first
 
@@ -70,32 +85,76 @@ class Recurrent(Module):
             xs: (T, B, ...), or (B, T, ...) with ``batch_first``.
             state: the state before the first step; None asks the cell.
             lengths: (B,) integers, how many steps of each row are valid. See :func:`tinyseq.scan`.
-            resets: (T, B) booleans, where a row's state goes back to its start. See :func:`tinyseq.scan`.
+            resets: (T, B) booleans, where another sequence begins in a row: its state goes back to the cell's initial
+                state, also where ``state`` was another. In reverse that happens after the step.
 
         Raises:
             ShapeError, DTypeError: what :func:`tinyseq.scan` raises.
         """
         xs = tree_map(as_tensor, xs)
-        for x in flatten(xs)[0]:
+        leaves = flatten(xs)[0]
+        if not leaves:
+            raise ShapeError("Recurrent takes at least one tensor as its input, got none")
+        for x in leaves:
             if x.ndim < 2:
                 raise ShapeError(f"Recurrent takes inputs with axes for time and batch, got shape {x.shape}")
         if self.batch_first:
             xs = _exchanged(xs)
             resets = None if resets is None else as_tensor(resets).transpose(0, 1)
-        if state is None:
-            leaves = flatten(xs)[0]
-            if not leaves:
-                raise ShapeError("Recurrent without inputs does not know the batch size; give a state")
-            state = self.cell.initial_state(leaves[0].shape[1])
-        step = _as_step(self.cell)
-        state, ys = scan(step, state, xs, reverse=self.reverse, lengths=lengths, resets=resets, unroll=self.unroll)
+        steps, batch = flatten(xs)[0][0].shape[:2]
+        flags = None if resets is None else _checked_flags(resets, steps, batch)
+        initial = None
+        if state is None or flags is not None:
+            initial = self.cell.initial_state(batch)
+        start = initial if state is None else state
+        step, noise = for_sequence(self.cell, steps, (batch,))
+        ys, state = _run(step, noise, start, xs, self.reverse, lengths, flags, initial, self.unroll)
         return (_exchanged(ys) if self.batch_first else ys), state
+
+
+def _run(
+    cell: NoisyStep,
+    noise: Noise,
+    start: State,
+    xs: Any,
+    reverse: bool,
+    lengths: Any,
+    flags: Tensor | None,
+    initial: State,
+    unroll: bool,
+) -> tuple[Any, State]:
+    """A cell's step over a sequence: all outputs, and the last state."""
+    if flags is not None and reverse:  # a sequence that begins at t + 1 is over, backwards, before step t
+        flags = concatenate([flags[1:], flags[:1] & False])
+
+    def step(state: State, inputs: Any) -> tuple[State, Any]:
+        x, noise, flag = inputs
+        if flag is not None:
+            state = tree_map(
+                lambda first, now: where(flag.reshape(flag.shape + (1,) * (now.ndim - 1)), first, now), initial, state
+            )
+        output, state = cell(x, state, noise)
+        return state, output
+
+    state, ys = scan(step, start, (xs, noise, flags), reverse=reverse, lengths=lengths, unroll=unroll)
+    return ys, state
+
+
+def _checked_flags(resets: Any, steps: int, batch: int) -> Tensor:
+    """(T, B) booleans."""
+    flags = as_tensor(resets)
+    if flags.dtype != bool_:
+        raise DTypeError(f"resets are booleans, got dtype {flags.dtype}; write resets != 0")
+    if flags.shape != (steps, batch):
+        raise ShapeError(f"resets are (T, B) = {(steps, batch)} for this input, got shape {flags.shape}")
+    return flags
 
 
 class _Stack(Gated):
     """L layers of a cell in D directions: the inputs of a layer are the outputs of the one below."""
 
     unroll = False  # as in Recurrent
+    return_cells = False
 
     def __init__(
         self,
@@ -107,14 +166,15 @@ class _Stack(Gated):
         dropout: float,
         bidirectional: bool,
         dtype: Any,
-        forget_bias: float | None = None,
+        reverse: bool,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(input_size, hidden_size, bias)
+        super().__init__(input_size, hidden_size, bias, **options)
         if num_layers < 1:
             raise ShapeError(f"{type(self).__name__} needs at least one layer, got num_layers={num_layers}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"a dropout probability lies in [0, 1], got {dropout}")
-        if dropout and num_layers == 1:
+        if bidirectional and reverse:
+            raise ValueError("bidirectional layers run in reverse already; leave out reverse=True")
+        if checked_probability(dropout, "dropout") and num_layers == 1:
             warnings.warn(
                 f"dropout={dropout} acts between layers and has no effect with num_layers=1", UserWarning, stacklevel=3
             )
@@ -122,28 +182,34 @@ class _Stack(Gated):
         self.batch_first = batch_first
         self.dropout = dropout
         self.bidirectional = bidirectional
+        self.reverse = reverse
         for layer in range(num_layers):
-            below = hidden_size * len(self._directions) if layer else input_size
+            below = self.output_size * len(self._directions) if layer else input_size
             for suffix in self._directions:
-                self._add_weights(below, f"_l{layer}{suffix}", dtype, forget_bias)
+                self._add_weights(below, f"_l{layer}{suffix}", dtype)
+        self._add_state((num_layers * len(self._directions),), dtype)
 
     @property
     def _directions(self) -> tuple[str, ...]:
         return ("", "_reverse") if self.bidirectional else ("",)
 
-    def __call__(self, x: Operand, state: State = None, lengths: Any = None) -> tuple[Tensor, State]:
+    def __call__(self, x: Operand, state: State = None, lengths: Any = None, resets: Any = None) -> tuple[Any, State]:
         """The outputs of the last layer at all steps, and the state of every layer after its last step.
 
         Args:
             x: (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) without a batch.
-            state: (L D, B, H) before the first step, without a batch (L D, H); for LSTM a pair (h_0, c_0) of such; in
-                the order layer 0 forward, layer 0 reverse, layer 1 forward ... None is zeros. May ask for gradients.
+            state: (L D, B, P) before the first step, without a batch (L D, P); for LSTM a pair (h_0, c_0) of such, where
+                c_0 ends with H; in the order layer 0 forward, layer 0 reverse, layer 1 forward ... None is the learned
+                state, else zeros. May ask for gradients.
             lengths: (B,) integers from 0 to T, how many steps of each row are valid, in any order. The state after a
                 row's last valid step is returned, outputs after it are zeros, and the reverse direction starts there.
+            resets: booleans in the layout of ``x``, (T, B), (B, T) or (T,), where another sequence begins in a row:
+                the state of every layer goes back to its initial value (the learned state or zeros, also where ``state``
+                was another); the reverse direction does so after the step.
 
         Returns:
-            ``output, h_n`` (for LSTM ``output, (h_n, c_n)``): output is (T, B, D H) in the layout of ``x``, h_n and c_n
-            are as ``state``.
+            ``output, h_n`` (for LSTM ``output, (h_n, c_n)``): output is (T, B, D P) in the layout of ``x``, h_n and c_n
+            are as ``state``. With ``return_cells``, ``(output, cells), (h_n, c_n)``, where cells is (T, B, D H).
 
         Raises:
             ShapeError, DTypeError: an argument does not fit; says what is needed.
@@ -151,39 +217,59 @@ class _Stack(Gated):
         x = as_tensor(x)
         if x.ndim not in (2, 3):
             raise ShapeError(f"{type(self).__name__} takes inputs (T, B, I) or (T, I), got shape {x.shape}")
-        weight = self._weights("_l0")[0]
+        weight: Tensor = self._weights("_l0")["weight_ih"]
         self._check_input(x, weight)
         batched = x.ndim == 3
         if not batched and lengths is not None:
             raise ShapeError(f"{type(self).__name__} takes lengths for a batch of inputs, got one of shape {x.shape}")
+        resets = None if resets is None else as_tensor(resets)
         if batched and self.batch_first:
             x = x.transpose(0, 1)
-        depth = self.num_layers * len(self._directions)
+            resets = resets if resets is None or resets.ndim != 2 else resets.transpose(0, 1)
+        depth = (self.num_layers * len(self._directions),)
         batch = x.shape[1:-1]  # () without one
-        start = self._start(state, (depth, *batch, self.hidden_size), weight)
+        start = self._start(state, depth, batch, weight)
+        initial = None if resets is None else self._start(None, depth, batch, weight)
         if not batched:
-            x, start = x.unsqueeze(1), tree_map(lambda part: part.unsqueeze(1), start)
+            x = x.unsqueeze(1)
+            start, initial, resets = (tree_map(lambda part: part.unsqueeze(1), each) for each in (start, initial, resets))
+        flags = None if resets is None else _checked_flags(resets, *x.shape[:2])
 
+        outputs: Any = x
         final: list[State] = []
         for layer in range(self.num_layers):
             if layer:
                 x = dropout(x, self.dropout, self.training)
-            outputs = []
+            columns = []
             for suffix in self._directions:
-                cell = self.equations(*self._weights(f"_l{layer}{suffix}"))
-                before = tree_map(lambda part: part[len(final)], start)
-                after, y = scan(_as_step(cell), before, x, reverse=bool(suffix), lengths=lengths, unroll=self.unroll)
-                outputs.append(y)
+                step, noise = self._noisy(self._weights(f"_l{layer}{suffix}"), x.shape[0], x.shape[1:-1])
+                if self.return_cells and layer == self.num_layers - 1:
+                    step = _with_cells(step)
+                before, first = (tree_map(lambda part: part[len(final)], each) for each in (start, initial))
+                reverse = bool(suffix) or self.reverse
+                ys, after = _run(step, noise, before, x, reverse, lengths, flags, first, self.unroll)
+                columns.append(ys)
                 final.append(after)
-            x = outputs[0] if len(outputs) == 1 else concatenate(outputs, -1)
+            outputs = columns[0] if len(columns) == 1 else tree_map(lambda *parts: concatenate(parts, -1), *columns)
+            x = outputs
         end = tree_map(lambda *parts: stack(parts), *final)
 
         if not batched:
-            return x.squeeze(1), tree_map(lambda part: part.squeeze(1), end)
-        return (x.transpose(0, 1) if self.batch_first else x), end
+            return tree_map(lambda y: y.squeeze(1), outputs), tree_map(lambda part: part.squeeze(1), end)
+        return (_exchanged(outputs) if self.batch_first else outputs), end
 
 
-class RNN(_Stack):
+def _with_cells(step: NoisyStep) -> NoisyStep:
+    """The step with the output (h, c)."""
+
+    def both(x: Any, state: State, noise: Noise) -> tuple[Any, State]:
+        output, state = step(x, state, noise)
+        return (output, state[1]), state
+
+    return both
+
+
+class RNN(_Stack, Simple):
     """Layers of simple recurrent cells: see :class:`RNNCell` for the equation, and the call for shapes.
 
     Args:
@@ -196,14 +282,15 @@ class RNN(_Stack):
         dropout: the probability of dropping an output between layers, in training.
         bidirectional: whether each layer also runs backwards; outputs are then (T, B, 2 H).
         dtype: of the weights.
+        reverse: whether each layer runs backwards only; outputs stay in the order of the inputs.
+        layer_norm, recurrent_dropout, zoneout: as in :class:`RNNCell`, in each layer and direction by itself.
+        learn_state: whether the initial state is a parameter ``h_0`` (L D, H), which starts as zeros.
 
     >>> import tinyseq as ts
     >>> output, h_n = ts.nn.RNN(3, 4, num_layers=2)(ts.zeros((5, 2, 3)))
     >>> output.shape, h_n.shape
     ((5, 2, 4), (2, 2, 4))
     """
-
-    gates = 1
 
     def __init__(
         self,
@@ -216,16 +303,17 @@ class RNN(_Stack):
         dropout: float = 0.0,
         bidirectional: bool = False,
         dtype: Any = float32,
+        *,
+        reverse: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         self.nonlinearity = checked_nonlinearity(nonlinearity)
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype)
-
-    def equations(self, *weights: Any) -> Equations:
-        """The step of one layer."""
-        return rnn(*weights, nonlinearity=self.nonlinearity)
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, reverse, **options
+        )
 
 
-class GRU(_Stack):
+class GRU(_Stack, GatedUnit):
     """Layers of gated recurrent units: see :class:`GRUCell` for the equations, and the call for shapes.
 
     Args:
@@ -238,14 +326,15 @@ class GRU(_Stack):
         bidirectional: whether each layer also runs backwards; outputs are then (T, B, 2 H).
         reset_after: whether the reset gate acts after the recurrent product (PyTorch) or before it (Cho et al. 2014).
         dtype: of the weights.
+        reverse: whether each layer runs backwards only; outputs stay in the order of the inputs.
+        layer_norm, recurrent_dropout, zoneout: as in :class:`GRUCell`, in each layer and direction by itself.
+        learn_state: whether the initial state is a parameter ``h_0`` (L D, H), which starts as zeros.
 
     >>> import tinyseq as ts
     >>> output, h_n = ts.nn.GRU(3, 4, bidirectional=True)(ts.zeros((5, 2, 3)), lengths=[5, 2])
     >>> output.shape, h_n.shape
     ((5, 2, 8), (2, 2, 4))
     """
-
-    gates = 3
 
     def __init__(
         self,
@@ -258,16 +347,17 @@ class GRU(_Stack):
         bidirectional: bool = False,
         reset_after: bool = True,
         dtype: Any = float32,
+        *,
+        reverse: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         self.reset_after = reset_after
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype)
-
-    def equations(self, *weights: Any) -> Equations:
-        """The step of one layer."""
-        return (gru if self.reset_after else gru_reset_before)(*weights)
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, reverse, **options
+        )
 
 
-class LSTM(_Stack):
+class LSTM(_Stack, Memory):
     """Layers of long short-term memory: see :class:`LSTMCell` for the equations, and the call for shapes.
 
     Args:
@@ -277,18 +367,24 @@ class LSTM(_Stack):
         bias: whether there are biases.
         batch_first: whether inputs and outputs are (B, T, ...) and not (T, B, ...); states never are.
         dropout: the probability of dropping an output between layers, in training.
-        bidirectional: whether each layer also runs backwards; outputs are then (T, B, 2 H).
-        forget_bias: where the forget gates' bias starts; None leaves it random.
+        bidirectional: whether each layer also runs backwards; outputs are then (T, B, 2 P).
+        proj_size: P, less than H; 0 is no projection.
         dtype: of the weights.
+        forget_bias: where the forget gates' bias starts; None leaves it random.
+        reverse: whether each layer runs backwards only; outputs stay in the order of the inputs.
+        return_cells: whether c of the last layer at all steps is returned beside its outputs.
+        peepholes, coupled: as in :class:`LSTMCell`.
+        layer_norm, recurrent_dropout, zoneout: as in :class:`LSTMCell`, in each layer and direction by itself.
+        learn_state: whether the initial state is a parameter: ``h_0`` (L D, P) and ``c_0`` (L D, H), which start as zeros.
 
     >>> import tinyseq as ts
     >>> output, (h_n, c_n) = ts.nn.LSTM(3, 4, batch_first=True)(ts.zeros((2, 5, 3)))
     >>> output.shape, h_n.shape, c_n.shape
     ((2, 5, 4), (1, 2, 4), (1, 2, 4))
+    >>> (output, cells), _ = ts.nn.LSTM(3, 4, proj_size=2, return_cells=True)(ts.zeros((5, 2, 3)))
+    >>> output.shape, cells.shape
+    ((5, 2, 2), (5, 2, 4))
     """
-
-    gates = 4
-    pair = True
 
     def __init__(
         self,
@@ -299,24 +395,21 @@ class LSTM(_Stack):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        forget_bias: float | None = None,
+        proj_size: int = 0,
         dtype: Any = float32,
+        *,
+        forget_bias: float | None = None,
+        reverse: bool = False,
+        return_cells: bool = False,
+        peepholes: bool = False,
+        coupled: bool = False,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, forget_bias)
-
-    def equations(self, *weights: Any) -> Equations:
-        """The step of one layer."""
-        return lstm(*weights)
-
-
-def _as_step(cell: Any) -> Step:
-    """A cell's convention in scan's: state first, then the input; state first, then the output."""
-
-    def step(state: State, x: Any) -> tuple[State, Any]:
-        output, state = cell(x, state)
-        return state, output
-
-    return step
+        self._choose(hidden_size, proj_size, peepholes, coupled, forget_bias)
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, reverse, **options
+        )
+        self.return_cells = return_cells
 
 
 def _exchanged(tree: Any) -> Any:

@@ -1,0 +1,514 @@
+"""From a record to a diagram: words for each box, frames as groups, arrows of their kinds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from tinyseq.draw.diagram import Arrow, ArrowKind, Box, Diagram, Facts, Group
+from tinyseq.draw.labels import (
+    amount_label,
+    array_label,
+    bytes_label,
+    metadata_label,
+    number_label,
+    seconds_label,
+    shorten,
+    value_label,
+)
+from tinyseq.draw.reading import FEW
+from tinyseq.draw.record import Frame, Item, Record
+
+__all__ = ["SHOWN", "Flow", "Level", "build", "size"]
+
+Level = Literal["modules", "operations", "both"]
+Flow = Mapping[str, Sequence[float]]
+SHOWN = ("shape", "value", "kept", "seconds", "gradient")
+OPERATIONS = ("operation", "output", "backward")
+
+
+def build(
+    record: Record,
+    level: Level,
+    *,
+    open_loops: bool,
+    show: Collection[str],
+    values: int,
+    flow: Flow,
+    coloured: bool,
+) -> Diagram:
+    """The diagram of a record.
+
+    Args:
+        record: is changed.
+        level: which frames are drawn, and which are closed.
+        open_loops: whether modules with loops in them are open at the level of modules, too.
+        show: which facts have a line in the boxes.
+        values: the most elements of a tensor whose numbers are shown.
+        flow: the norms of dL/dh_t by the names of carries.
+        coloured: whether arrows show the norms of gradients that a profile has noted.
+    """
+    return _Builder(record, level, open_loops, show, values, flow, coloured).run()
+
+
+def size(record: Record, level: Level) -> int:
+    """About how many boxes a record needs, with leaves drawn once in each column."""
+    if level == "modules":
+        return len({item.frame for item in record.items}) + sum(item.frame is None for item in record.items)
+    columns = record.columns()
+    extra: set[tuple[int, int | None]] = set()
+    for item in record.items:
+        column = None if item.frame is None else columns[item.frame]
+        for p, _ in item.parents:
+            if record.items[p].kind in ("parameter", "constant"):
+                extra.add((p, None if column is None else column[1]))
+    return len(extra) + sum(item.kind not in ("parameter", "constant") for item in record.items)
+
+
+class _Builder:
+    def __init__(
+        self,
+        record: Record,
+        level: Level,
+        open_loops: bool,
+        show: Collection[str],
+        values: int,
+        flow: Flow,
+        coloured: bool,
+    ) -> None:
+        self.record = record
+        self.level = level
+        self.open_loops = open_loops
+        self.show = show
+        self.values = values
+        self.flow = flow
+        self.coloured = coloured
+        self._flow_of_loop: dict[int, list[str]] | None = None
+
+    def run(self) -> Diagram:
+        record = self.record
+        if self.level == "operations":
+            self._without_modules()
+        self._localise()
+        closed = self._closed() if self.level == "modules" else set[int]()
+        record.sort_frames(closed)
+        self.columns = record.columns()
+        self.backward = [self._is_backward(item) for item in record.items]
+        used = {f for item in record.items for f in record.path(item.frame)}
+        kept = [f for f in range(len(record.frames)) if f in used]
+        number = {f: n for n, f in enumerate(kept)}
+        boxes = [self._box(item, number) for item in record.items]
+        arrows = self._arrows(boxes)
+        contents: dict[int, list[int]] = {f: [] for f in kept}
+        for i, item in enumerate(record.items):
+            for f in record.path(item.frame):
+                contents[f].append(i)
+        leaving = self._leaving()
+        groups = [self._group(f, number, contents[f], leaving, f not in closed) for f in kept]
+        diagram = Diagram(tuple(boxes), tuple(arrows), tuple(groups), tuple(record.notes), tuple(record.outputs))
+        names = {record.frames[f].id: rows for f, rows in self._flow_names().items()} if self.flow else {}
+        return _with_strips(diagram, self.flow, names)
+
+    # Frames
+
+    def _without_modules(self) -> None:
+        record = self.record
+        to: list[int | None] = []
+        for frame in record.frames:
+            parent = None if frame.parent is None else to[frame.parent]
+            frame.parent = parent
+            to.append(parent if frame.kind == "module" else len(to))
+        for item in record.items:
+            item.frame = None if item.frame is None else to[item.frame]
+
+    def _closed(self) -> set[int]:
+        """The frames that are closed at the level of modules; what a loop does without modules is put into one more."""
+        record = self.record
+        has_modules, has_loops = set[int](), set[int]()
+        for frame in record.frames:
+            around = record.path(frame.parent)
+            if frame.kind == "module":
+                has_modules.update(around)
+            elif frame.kind == "loop":
+                has_loops.update(around)
+        closed = {
+            f
+            for f, frame in enumerate(record.frames)
+            if frame.kind == "module" and f not in has_modules and not (self.open_loops and f in has_loops)
+        }
+        self._gather_around_loops()
+        inside: dict[int, list[Item]] = {}
+        for item in record.items:
+            if item.frame is not None and item.kind in (*OPERATIONS, "parameter", "constant", "reference"):
+                inside.setdefault(item.frame, []).append(item)
+        for f, items in sorted(inside.items()):
+            frame = record.frames[f]
+            steps = frame.kind == "step" or (frame.kind == "loop" and frame.folded)
+            several = sum(item.kind in OPERATIONS for item in items) > 1
+            if frame.kind == "part" and f not in has_modules and several:
+                closed.add(f)
+            elif steps and f not in has_modules and several:
+                title = "∂ step" if frame.backward else "step"
+                body = record.frame(Frame(f"{frame.id}.body", "part", title, f, backward=frame.backward))
+                closed.add(body)
+                for item in items:
+                    item.frame = body
+        return closed
+
+    def _gather_around_loops(self) -> None:
+        """What a module, or a compiled scan, does around its loop is one part before and one after."""
+        record = self.record
+        first: dict[int, int] = {}  # of each frame with loops in it the first item of a loop
+        for i, item in enumerate(record.items):
+            if item.kind in ("parameter", "input", "constant"):
+                continue  # a leaf may be older than all else
+            loop = next((f for f in record.path(item.frame) if record.frames[f].kind == "loop"), None)
+            around = None if loop is None else record.frames[loop].parent
+            if around is not None:
+                first.setdefault(around, i)
+        made: dict[tuple[int, bool], int] = {}
+        leaves = ("parameter", "constant")
+        for i, item in sorted(enumerate(record.items), key=lambda pair: pair[1].kind in leaves):  # leaves last
+            frame = item.frame
+            if frame is not None and record.frames[frame].kind == "part":
+                frame = record.frames[frame].parent
+            if frame is None or frame not in first or item.kind not in (*OPERATIONS, *leaves):
+                continue
+            before = item.kind in leaves or i < first[frame]
+            if (frame, before) not in made:
+                if item.kind in leaves:
+                    continue
+                title = "before the loop" if before else "after the loop"
+                name = f"{record.frames[frame].id}.{'before' if before else 'after'}"
+                part = Frame(name, "part", title, frame, backward=record.frames[frame].backward)
+                made[frame, before] = record.frame(part)
+            item.frame = made[frame, before]
+
+    # Leaves
+
+    def _localise(self) -> None:
+        """Parameters, constants and gradients stand where they are used, once in each column."""
+        record = self.record
+        columns = record.columns()
+        leaves = ("parameter", "constant")
+        uses: dict[int, dict[int | None, list[int]]] = {}
+        for i, item in enumerate(record.items):
+            column = None if item.frame is None else columns[item.frame]
+            for p, _ in item.parents:
+                if record.items[p].kind in leaves:
+                    uses.setdefault(p, {}).setdefault(None if column is None else column[1], []).append(i)
+        items: list[Item] = []
+        place: dict[tuple[int, int | None], int] = {}
+        own: dict[int, int] = {}
+        for i, item in enumerate(record.items):
+            if item.kind not in leaves or i not in uses:
+                column = None if item.frame is None else columns[item.frame]
+                at = None if column is None else column[1]
+                item.parents = [(place.get((p, at), own.get(p, -1)), slot) for p, slot in item.parents]
+                own[i] = len(items)
+                items.append(item)
+                continue
+            for n, (step, users) in enumerate(uses[i].items()):
+                copy = item if n == 0 else replace(item, id=f"{item.id}@{record.frames[step].id if step is not None else ''}")
+                copy.frame = _common([self._where(record.items[u]) for u in users])
+                own.setdefault(i, len(items))
+                place[i, step] = len(items)
+                items.append(copy)
+        # Carries of folded loops point back, so that their places are known only now.
+        record.carries = [(own[a], own[b]) for a, b in record.carries]
+        record.outputs = [own[i] for i in record.outputs]
+        record.items = items
+        self._localise_gradients(columns)
+
+    def _where(self, user: Item) -> list[int]:
+        """The frames around an item; the state before a loop is given to it from outside."""
+        path = self.record.path(user.frame)
+        return path[1:] if user.kind == "carry" else path
+
+    def _localise_gradients(self, columns: Sequence[tuple[int, int] | None]) -> None:
+        """What adds to a parameter's gradient in a column ends there."""
+        record = self.record
+        spread = set()
+        for i, item in enumerate(list(record.items)):
+            if item.kind != "gradient":
+                continue
+            by_step: dict[int | None, list[tuple[int, int]]] = {}
+            for p, slot in item.parents:
+                frame = record.items[p].frame
+                column = None if frame is None else columns[frame]
+                by_step.setdefault(None if column is None else column[1], []).append((p, slot))
+            steps = [step for step in by_step if step is not None]
+            if len(steps) < 2:
+                continue
+            for step in steps:
+                record.add(replace(item, id=f"{item.id}@{record.frames[step].id}", frame=step, parents=by_step[step]))
+            item.parents = by_step.get(None, [])
+            if not item.parents:
+                spread.add(i)
+        if spread:
+            record.replaced([None if i in spread else i for i in range(len(record.items))])
+
+    # Boxes
+
+    def _is_backward(self, item: Item) -> bool:
+        return item.kind in ("backward", "gradient") or (item.frame is not None and self.record.frames[item.frame].backward)
+
+    def _box(self, item: Item, number: Mapping[int, int]) -> Box:
+        title = _title(item)
+        if item.kind in ("operation", "output") and item.name and item.name != item.operation:
+            title = f"{shorten(item.name)} = {title}"
+        facts = Facts(
+            operation=item.operation if item.kind in ("operation", "output") else None,
+            name=None if item.name is None else shorten(item.name, 200) or None,
+            shape=item.shape,
+            dtype=_dtype(item.dtype),
+            parameters=_size(item.shape) if item.kind == "parameter" else None,
+            value=self._value(item),
+            kept=sum(item.kept.values()) if item.kept else None,
+            seconds=item.seconds,
+            gradient=item.gradient,
+        )
+        lines = []
+        if item.operands is not None:
+            lines.append(metadata_label(item.params))
+        # What has several results has no dtype itself.
+        if "shape" in self.show and item.shape is not None and item.dtype is not None:
+            lines.append(array_label(item.shape, item.dtype))
+        lines += _fact_lines(facts, self.show)
+        group = None if item.frame is None else number[item.frame]
+        return Box(item.id, item.kind, title, tuple(filter(None, lines)), group, facts)
+
+    def _value(self, item: Item) -> str | None:
+        if item.array is None or item.shape is None or item.count > 1 or not self.values:
+            return None
+        many = _size(item.shape)
+        return value_label(item.array) if 0 < many <= self.values else None
+
+    def _leaving(self) -> set[int]:
+        """The items that another frame uses, or that were asked for."""
+        record = self.record
+        leaving = set(record.outputs)
+        for item in record.items:
+            leaving.update(p for p, _ in item.parents if record.items[p].frame != item.frame)
+        return leaving
+
+    def _group(self, f: int, number: Mapping[int, int], inside: Sequence[int], leaving: set[int], is_open: bool) -> Group:
+        record, frame = self.record, self.record.frames[f]
+        items = [record.items[i] for i in inside]
+        parameters = {item.id.partition("@")[0]: item for item in items if item.kind == "parameter"}
+        own = [item for item in items if item.kind in OPERATIONS]
+        outer = next((record.items[i] for i in reversed(inside) if i in leaving and record.items[i].kind in OPERATIONS), None)
+        kept: dict[int, int] = {}
+        for item in items:
+            kept.update(item.kept)
+        seconds = [item.seconds for item in items if item.seconds is not None]
+        gradients = [item.gradient for item in parameters.values() if item.gradient is not None]
+        facts = Facts(
+            shape=outer.shape if outer else None,
+            dtype=_dtype(outer.dtype) if outer else None,
+            parameters=sum(_size(item.shape) for item in parameters.values()) or None,
+            operations=frame.count if frame.count is not None else sum(item.count for item in own),
+            steps=frame.steps,
+            kept=sum(kept.values()) or None,
+            seconds=sum(seconds) if seconds else None,
+            gradient=math.hypot(*gradients) if gradients else None,
+        )
+        title = frame.title
+        if frame.kind == "module":
+            path = _path([item.name or "" for item in parameters.values()])
+            title = f"{shorten(path)}: {title}" if path else title
+            facts = replace(facts, name=path or None)
+        if frame.kind == "loop":
+            last = "T−1" if frame.steps is None else f"{frame.steps - 1:,}"
+            title += "" if frame.steps is None else f" × {frame.steps:,}"
+            title += f", t = {last} … 0" if frame.reverse else ", t = 0 … T−1" if frame.steps is None else ""
+        lines = []
+        if outer is not None and outer.dtype is not None and outer.shape is not None and "shape" in self.show:
+            lines.append(array_label(outer.shape, outer.dtype))
+        if facts.parameters:
+            lines.append(f"{facts.parameters:,} parameter{'s' * (facts.parameters != 1)}")
+        if facts.operations and frame.kind != "module":
+            lines.append(f"{facts.operations:,} operation{'s' * (facts.operations != 1)}")
+        lines += _fact_lines(facts, {*self.show, "kept"})
+        parent = None if frame.parent is None else number[frame.parent]
+        return Group(frame.id, frame.kind, shorten(title, 60), tuple(lines), parent, is_open, facts, frame.backward)
+
+    # Arrows
+
+    def _arrows(self, boxes: list[Box]) -> list[Arrow]:
+        record = self.record
+        arrows: list[Arrow] = []
+        references: dict[tuple[int, int | None], int] = {}
+        numbers: dict[int, int] = {}
+        for head, item in enumerate(record.items):
+            slots: dict[int, list[int]] = {}
+            for p, slot in item.parents:
+                slots.setdefault(p, []).append(slot)
+            for tail, which in slots.items():
+                kind = self._kind(tail, head)
+                if kind == "kept":
+                    # The rules of a tape are not taken apart, and what they keep is a fact; a plan's equations say what
+                    # they read: a box in their frame stands for it.
+                    source = boxes[tail]
+                    if item.operands is None or source.kind == "gap":
+                        continue
+                    key = tail, item.frame
+                    if key not in references:
+                        if tail not in numbers:
+                            numbers[tail] = len(numbers) + 1
+                            boxes[tail] = source = replace(source, title=f"{source.title} #{numbers[tail]}")
+                        references[key] = len(boxes)
+                        where = f"{source.id}@{'' if item.frame is None else record.frames[item.frame].id}"
+                        lines = source.lines[-1:]
+                        boxes.append(Box(where, "reference", source.title, lines, boxes[head].group, source.facts))
+                    arrows.append(Arrow(references[key], head, "kept", tuple(which)))
+                    continue
+                gradient = record.items[tail].gradient if self.coloured else None
+                arrows.append(Arrow(tail, head, kind, tuple(which), "", gradient))
+        for tail, head in record.carries:
+            arrows.append(Arrow(tail, head, "carry", (), "", record.items[tail].gradient if self.coloured else None))
+        return [self._with_flow(arrow) for arrow in arrows]
+
+    def _kind(self, tail: int, head: int) -> ArrowKind:
+        record = self.record
+        start, end = record.items[tail], record.items[head]
+        if end.kind == "gradient" and not self.backward[tail]:
+            return "backward"  # where the way back begins
+        if self.backward[head] and not self.backward[tail] and start.kind not in ("parameter", "input", "constant"):
+            return "kept"
+        if start.kind == "parameter":
+            return "parameter"
+        steps = [None if item.frame is None else self.columns[item.frame] for item in (start, end)]
+        if steps[0] is not None and steps[1] is not None and steps[0][0] == steps[1][0] and steps[0] != steps[1]:
+            return "carry"
+        return "backward" if self.backward[tail] else "data"
+
+    def _with_flow(self, arrow: Arrow) -> Arrow:
+        """A carry between two columns, with the norm of the gradient that flows back along it."""
+        if not self.flow or arrow.kind != "carry" or arrow.tail >= len(self.record.items):
+            return arrow
+        record = self.record
+        ends = [record.items[i].frame for i in (arrow.tail, arrow.head)]
+        steps = [None if f is None else self.columns[f] for f in ends]
+        if steps[0] is None or steps[1] is None or steps[0] == steps[1]:
+            return arrow
+        loop = record.frames[steps[0][0]]
+        at = record.frames[steps[1 if loop.backward else 0][1]].t  # type: ignore[index]
+        name = record.items[arrow.tail].name
+        rows = [name] if name is not None and name in self.flow else self._flow_names().get(steps[0][0], [])
+        if at is None or record.frames[steps[1 if loop.backward else 0][1]].kind == "gap":  # type: ignore[index]
+            return arrow
+        found = [float(self.flow[row][at]) for row in rows if len(self.flow[row]) == loop.steps]
+        if not found:
+            return arrow
+        gradient = math.hypot(*found)
+        return replace(arrow, gradient=gradient, label=amount_label(gradient))
+
+    def _flow_names(self) -> dict[int, list[str]]:
+        """Which norms belong to which loop, as frames; a loop's backward pass has its own."""
+        if self._flow_of_loop is None:
+            frames = self.record.frames
+            self._flow_of_loop = {}
+            for backward in (False, True):
+                loops = [f for f, frame in enumerate(frames) if frame.kind == "loop" and frame.backward == backward]
+                paths = [[frames[g].title for g in self.record.path(f) if frames[g].kind == "module"] for f in loops]
+                bases = [".".join(title.removeprefix("backward: ") for title in reversed(path)) or "scan" for path in paths]
+                if backward:  # in the opposite order
+                    loops.reverse()
+                    bases.reverse()
+                self._flow_of_loop.update(zip(loops, matched(self.flow, bases), strict=True))
+        return self._flow_of_loop
+
+
+def matched(flow: Flow, bases: Sequence[str]) -> list[list[str]]:
+    """The names of norms that belong to each loop, given what ``trace_gradients`` would call the loops.
+
+    Where no name fits, the loops share the names equally, in order, or each has all.
+
+    >>> matched({"LSTM.0": [], "LSTM.1": [], "LSTM 2.0": [], "LSTM 2.1": []}, ["LSTM", "LSTM"])
+    [['LSTM.0', 'LSTM.1'], ['LSTM 2.0', 'LSTM 2.1']]
+    >>> matched({"h": [], "c": []}, ["scan", "scan"])
+    [['h'], ['c']]
+    """
+    seen: Counter[str] = Counter()
+    rows = []
+    for base in bases:
+        seen[base] += 1
+        name = base if seen[base] == 1 else f"{base} {seen[base]}"
+        rows.append([row for row in flow if row == name or row.startswith(f"{name}.")])
+    if any(rows) or not bases:
+        return rows
+    share = len(flow) // len(bases) if len(flow) % len(bases) == 0 else 0
+    names = list(flow)
+    return [names[k * share : (k + 1) * share] if share else names for k in range(len(bases))]
+
+
+def _with_strips(diagram: Diagram, flow: Flow, names: Mapping[str, Sequence[str]]) -> Diagram:
+    """The norms as a strip under each folded loop of as many steps; ``names`` says which belong to it, by its id."""
+    has_steps = {group.parent for group in diagram.groups if group.kind == "step"}
+    groups, boxes = list(diagram.groups), list(diagram.boxes)
+    for g, group in enumerate(diagram.groups):
+        if group.kind != "loop" or group.backward or g in has_steps:
+            continue
+        mine = [name for name in names.get(group.id, ()) if len(flow[name]) == group.facts.steps]
+        rows = tuple((shorten(name), tuple(float(x) for x in flow[name])) for name in mine)
+        if rows:
+            groups[g] = replace(group, facts=replace(group.facts, flow=rows))
+            boxes.append(Box(f"{group.id}.flow", "flow", "‖∂L/∂h_t‖", (), g, Facts(flow=rows)))
+    return replace(diagram, boxes=tuple(boxes), groups=tuple(groups))
+
+
+def _dtype(dtype: Any) -> str | None:
+    return None if dtype is None else str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+def _fact_lines(facts: Facts, show: Collection[str]) -> list[str]:
+    lines = []
+    if "value" in show and facts.value is not None:
+        lines.append(f"= {facts.value}")
+    if "kept" in show and facts.kept:
+        lines.append(f"keeps {bytes_label(facts.kept)}")
+    if "seconds" in show and facts.seconds is not None:
+        lines.append(seconds_label(facts.seconds))
+    if "gradient" in show and facts.gradient is not None:
+        lines.append(f"‖grad‖ = {amount_label(facts.gradient)}")
+    return lines
+
+
+def _title(item: Item) -> str:
+    """The primitive's name, and its operands where some are constants without a box: ``mul(·, 0.5)``."""
+    name = item.operation
+    if item.operands is None or item.operands > FEW or not item.operands:
+        return shorten(name) or item.kind
+    given = {slot for _, slot in item.parents}
+    operands = [
+        "·" if i in given else (number_label(item.inputs[i]) if i < len(item.inputs) else None) or "const"
+        for i in range(item.operands)
+    ]
+    return name if set(operands) == {"·"} else f"{name}({', '.join(operands)})"
+
+
+def _path(names: Sequence[str]) -> str:
+    """The module that all these parameters are in, by its dotted name."""
+    if not names:
+        return ""
+    parts = [name.split(".")[:-1] for name in names]
+    common = []
+    for pieces in zip(*parts, strict=False):
+        if len(set(pieces)) > 1:
+            break
+        common.append(pieces[0])
+    return ".".join(common)
+
+
+def _common(paths: Sequence[Sequence[int]]) -> int | None:
+    """The innermost frame that is on all paths."""
+    counts = Counter(f for path in paths for f in set(path))
+    return next((f for f in paths[0] if counts[f] == len(paths)), None)
+
+
+def _size(shape: tuple[Any, ...] | None) -> int:
+    return 0 if shape is None or any(isinstance(n, str) for n in shape) else math.prod(shape)

@@ -1,0 +1,492 @@
+"""Attention: a query looks at the vectors of a memory and gets their weighted mean.
+
+Letters: B rows of a batch, L queries, S vectors of the memory, Q features of a query, K of a key, V of a value, A
+attention units, E embedding features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import reduce
+from operator import and_
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinyseq import random
+from tinyseq.creation import zeros
+from tinyseq.errors import DTypeError, ShapeError
+from tinyseq.functions import broadcast_to, chunk, concatenate, dropout, linear, matmul, pad, softmax, tanh, where
+from tinyseq.nn import init
+from tinyseq.nn.dot_product import attention_weights, causal_mask, masked_softmax, scaled_dot_product_attention
+from tinyseq.nn.layers import Linear
+from tinyseq.nn.module import Module
+from tinyseq.tensor import Operand, Parameter, Tensor, as_tensor, bool_, float32
+
+__all__ = ["AdditiveAttention", "DotProductAttention", "GeneralAttention", "Memory", "MultiheadAttention"]
+
+
+class Memory(NamedTuple):
+    """What an attention looks at, made ready once and read at every step; the batch is the first axis of all.
+
+    Attributes:
+        keys: (B, S, A), as the scores want them.
+        values: (B, S, V), whose weighted mean is the context.
+        mask: (B, S) booleans, True where there is something to look at; None for everywhere.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None
+
+
+class _Attention(Module):
+    """A score for each pair of a query and a key; the rest is common to all.
+
+    ``attention(query, keys)`` makes a memory and reads it. Where many steps read one memory, make it once with
+    ``remember`` and call ``read`` at each: then what depends on the keys alone is computed once.
+    """
+
+    query_size: int | None = None  # where it is fixed
+    key_size: int | None = None
+
+    def project(self, keys: Tensor) -> Tensor:
+        """The part of the scores that depends on the keys alone."""
+        return keys
+
+    def scores(self, query: Tensor, keys: Tensor) -> Tensor:
+        """(..., Q) and the projected keys (..., S, A) to (..., S); several queries (..., L, Q) to (..., L, S)."""
+        raise NotImplementedError
+
+    def remember(
+        self, keys: Operand, values: Operand | None = None, mask: Operand | None = None, lengths: Any = None
+    ) -> Memory:
+        """A memory to read from.
+
+        Args:
+            keys: (B, S, K), or (S, K) without a batch.
+            values: (B, S, V); None takes the keys.
+            mask: (B, S) booleans, True where there is something to look at.
+            lengths: (B,) integers, how many vectors of each row there are: another way to say ``mask``.
+
+        Raises:
+            ShapeError: shapes that do not fit, or no keys at all.
+            DTypeError: a mask that is not boolean, lengths that are no integers.
+            ValueError: both a mask and lengths.
+        """
+        keys = as_tensor(keys)
+        kind = type(self).__name__
+        if keys.ndim < 2 or not keys.shape[-2] or self.key_size not in (None, keys.shape[-1]):
+            size = "K" if self.key_size is None else self.key_size
+            raise ShapeError(f"{kind} takes keys (B, S, {size}) with at least one in S, got shape {keys.shape}")
+        values = keys if values is None else as_tensor(values)
+        if values.shape[:-1] != keys.shape[:-1]:
+            raise ShapeError(f"{kind} needs a value for each key, got keys of shape {keys.shape} and values of {values.shape}")
+        if lengths is not None:
+            if mask is not None:
+                raise ValueError(f"{kind} takes a mask or lengths, not both")
+            mask = mask_of(lengths, keys.shape[-2])
+        if mask is not None:
+            mask = as_tensor(mask)
+            if mask.dtype != bool_:
+                raise DTypeError(f"{kind} takes a boolean mask, True where there is something to look at, got {mask.dtype}")
+            if mask.shape != keys.shape[:-1]:
+                raise ShapeError(f"{kind} needs a mask of shape {keys.shape[:-1]} for these keys, got {mask.shape}")
+        return Memory(self.project(keys), values, mask)
+
+    def read(self, query: Operand, memory: Memory) -> tuple[Tensor, Tensor]:
+        """The context, which is the mean of the values by weight, and the weights.
+
+        Args:
+            query: (B, Q), or several (B, L, Q).
+            memory: what ``remember`` gave.
+
+        Returns:
+            (B, V) and (B, S), for several queries (B, L, V) and (B, L, S). Weights sum to one, but where the memory's
+            mask leaves nothing to look at, weights and context are zeros, and give no gradient.
+
+        Raises:
+            ShapeError: a query that does not fit.
+        """
+        query = as_tensor(query)
+        keys, values, mask = memory
+        batch = keys.shape[:-2]
+        if (
+            not query.ndim
+            or query.shape[:-1] not in (batch, (*batch, *query.shape[-2:-1]))
+            or self.query_size not in (None, query.shape[-1])
+        ):
+            size = keys.shape[-1] if self.query_size is None else self.query_size
+            raise ShapeError(
+                f"{type(self).__name__} takes queries {(*batch, size)} or {(*batch, 'L', size)} for this memory, "
+                f"got shape {query.shape}"
+            )
+        scores = self.scores(query, keys)
+        if query.ndim == keys.ndim:
+            weights = softmax(scores) if mask is None else masked_softmax(scores, mask.unsqueeze(-2))
+            return matmul(weights, values), weights
+        weights = softmax(scores) if mask is None else masked_softmax(scores, mask)
+        return matmul(weights.unsqueeze(-2), values).squeeze(-2), weights
+
+    def __call__(
+        self,
+        query: Operand,
+        keys: Operand,
+        values: Operand | None = None,
+        mask: Operand | None = None,
+        lengths: Any = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``read(query, remember(keys, values, mask, lengths))``."""
+        return self.read(query, self.remember(keys, values, mask, lengths))
+
+
+class AdditiveAttention(_Attention):
+    """Additive attention (Bahdanau et al. 2015): a small network scores each pair of a query and a key.
+
+    For the query s (a decoder's state) and the memory h_1 ... h_S (an encoder's outputs)::
+
+        e_j = v . tanh(W s + U h_j + b)
+        a_j = exp(e_j) / sum_k exp(e_k)
+        c   = sum_j a_j h_j
+
+    Luong et al. (2015) call this score "concat".
+
+    Args:
+        query_size: Q.
+        key_size: K.
+        hidden_size: A, the units of the network.
+        bias: whether there is a b; the paper has none.
+        dtype: of the weights.
+
+    The weights W, U and v are ``query.weight`` (A, Q), ``key.weight`` (A, K) and ``energy`` (A,); b is ``key.bias``.
+
+    >>> import tinyseq as ts
+    >>> attention = ts.nn.AdditiveAttention(4, 3, 8)
+    >>> context, weights = attention(ts.zeros((2, 4)), ts.ones((2, 5, 3)), lengths=[5, 2])
+    >>> context.shape, [f"{weight:.2f}" for weight in weights.tolist()[1]]
+    ((2, 3), ['0.50', '0.50', '0.00', '0.00', '0.00'])
+    """
+
+    def __init__(self, query_size: int, key_size: int, hidden_size: int, bias: bool = False, dtype: Any = float32) -> None:
+        if hidden_size < 1:
+            raise ShapeError(f"AdditiveAttention needs hidden_size >= 1, got {hidden_size}")
+        self.query_size = query_size
+        self.key_size = key_size
+        self.hidden_size = hidden_size
+        self.query = Linear(query_size, hidden_size, bias=False, dtype=dtype)
+        self.key = Linear(key_size, hidden_size, bias=bias, dtype=dtype)
+        bound = 1 / math.sqrt(hidden_size)
+        self.energy = Parameter(random.uniform((hidden_size,), -bound, bound, dtype))
+
+    def project(self, keys: Tensor) -> Tensor:
+        """``U h_j + b``."""
+        return self.key(keys)
+
+    def scores(self, query: Tensor, keys: Tensor) -> Tensor:
+        """``v . tanh(W s + keys_j)``."""
+        keys = keys.unsqueeze(-3) if query.ndim == keys.ndim else keys
+        return matmul(tanh(self.query(query).unsqueeze(-2) + keys), self.energy)
+
+
+class DotProductAttention(_Attention):
+    """Attention by the product of query and key, "dot" of Luong et al. (2015): ``e_j = scale (s . h_j)``.
+
+    Args:
+        scale: 1 in the paper; None is 1 / sqrt(A) (Vaswani et al. 2017), which keeps the scores of large vectors small.
+
+    >>> import tinyseq as ts
+    >>> memory = ts.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    >>> context, weights = ts.nn.DotProductAttention()(ts.tensor([[9.0, 0.0]]), memory)
+    >>> [f"{weight:.3f}" for weight in weights.tolist()[0]]
+    ['1.000', '0.000']
+    """
+
+    def __init__(self, scale: float | None = 1.0) -> None:
+        self.scale = scale
+
+    def scores(self, query: Tensor, keys: Tensor) -> Tensor:
+        """``scale (s . keys_j)``."""
+        if query.shape[-1] != keys.shape[-1]:
+            raise ShapeError(
+                f"{type(self).__name__} needs queries and keys of one size, got {query.shape[-1]} and {keys.shape[-1]}; "
+                "GeneralAttention takes different ones"
+            )
+        scale = 1 / math.sqrt(query.shape[-1] or 1) if self.scale is None else self.scale
+        query = query if scale == 1 else query * scale
+        if query.ndim == keys.ndim:
+            return matmul(query, keys.transpose(-2, -1))
+        return matmul(keys, query.unsqueeze(-1)).squeeze(-1)
+
+
+class GeneralAttention(DotProductAttention):
+    """Attention by a product with a learned matrix, "general" of Luong et al. (2015): ``e_j = scale (s . W h_j)``.
+
+    W is ``key.weight`` (Q, K).
+
+    Args:
+        query_size: Q.
+        key_size: K.
+        scale: 1 in the paper; None is 1 / sqrt(Q).
+        dtype: of the weight.
+
+    >>> import tinyseq as ts
+    >>> attention = ts.nn.GeneralAttention(4, 3)
+    >>> context, weights = attention(ts.zeros((2, 6, 4)), ts.ones((2, 5, 3)))
+    >>> context.shape, weights.shape
+    ((2, 6, 3), (2, 6, 5))
+    """
+
+    def __init__(self, query_size: int, key_size: int, scale: float | None = 1.0, dtype: Any = float32) -> None:
+        super().__init__(scale)
+        self.query_size = query_size
+        self.key_size = key_size
+        self.key = Linear(key_size, query_size, bias=False, dtype=dtype)
+
+    def project(self, keys: Tensor) -> Tensor:
+        """``W h_j``."""
+        return self.key(keys)
+
+
+class MultiheadAttention(Module):
+    """Several attentions side by side, each on its own projection of the input (Vaswani et al. 2017).
+
+    With H heads of size E / H::
+
+        head_i = softmax((W_q,i x_q) (W_k,i x_k)^T / sqrt(E / H) + mask) (W_v,i x_v)
+        y      = W_o [head_1; ...; head_H] + b_o
+
+    Arguments, names of weights, masks and results are PyTorch's. Two things are better defined: a query whose keys are
+    all masked looks at nothing, so its heads are zeros and its weights too (with ``need_weights`` PyTorch gives NaN); and
+    ``is_causal`` masks by itself, while PyTorch wants ``attn_mask`` beside it.
+
+    Args:
+        embed_dim: E.
+        num_heads: H, a divisor of E.
+        dropout: the probability of dropping a weight, in training.
+        bias: whether the projections have biases.
+        add_bias_kv: append a learned vector to keys and values.
+        add_zero_attn: append zeros to keys and values, so that a query may look at nothing.
+        kdim, vdim: the features of key and value; None is E.
+        batch_first: whether inputs and outputs are (B, L, E) and not (L, B, E).
+        dtype: of the weights.
+
+    Raises:
+        ShapeError: E is not a positive multiple of H.
+        ValueError: a dropout probability outside [0, 1].
+
+    >>> import tinyseq as ts
+    >>> attention = ts.nn.MultiheadAttention(8, num_heads=2)
+    >>> x = ts.zeros((5, 3, 8))
+    >>> output, weights = attention(x, x, x, is_causal=True)
+    >>> output.shape, weights[0, 1].tolist()
+    ((5, 3, 8), [0.5, 0.5, 0.0, 0.0, 0.0])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+        dtype: Any = float32,
+    ) -> None:
+        if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
+            raise ShapeError(f"MultiheadAttention divides embed_dim among num_heads, got {embed_dim} for {num_heads}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"a dropout probability lies in [0, 1], got {dropout}")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.add_zero_attn = add_zero_attn
+        self.kdim = embed_dim if kdim is None else kdim
+        self.vdim = embed_dim if vdim is None else vdim
+        self.batch_first = batch_first
+        self.in_proj_weight = self.q_proj_weight = self.k_proj_weight = self.v_proj_weight = None
+        if self.kdim == self.vdim == embed_dim:
+            self.in_proj_weight = _started((3 * embed_dim, embed_dim), dtype)
+        else:
+            self.q_proj_weight = _started((embed_dim, embed_dim), dtype)
+            self.k_proj_weight = _started((embed_dim, self.kdim), dtype)
+            self.v_proj_weight = _started((embed_dim, self.vdim), dtype)
+        self.in_proj_bias = Parameter(zeros(3 * embed_dim, dtype)) if bias else None
+        self.bias_k = self.bias_v = None
+        if add_bias_kv:
+            self.bias_k = _started((1, 1, embed_dim), dtype, init.xavier_normal_)
+            self.bias_v = _started((1, 1, embed_dim), dtype, init.xavier_normal_)
+        self.out_proj = Linear(embed_dim, embed_dim, bias=bias, dtype=dtype)
+        if self.out_proj.bias is not None:
+            init.zeros_(self.out_proj.bias)
+
+    def __call__(
+        self,
+        query: Operand,
+        key: Operand,
+        value: Operand,
+        key_padding_mask: Operand | None = None,
+        need_weights: bool = True,
+        attn_mask: Operand | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output, and the weights if they are wanted.
+
+        Args:
+            query: (L, B, E), or (B, L, E) with ``batch_first``, or (L, E) without a batch.
+            key: (S, B, kdim), in the layout of the query.
+            value: (S, B, vdim), in the layout of the query.
+            key_padding_mask: (B, S), without a batch (S,): booleans, True where a key is padding; or numbers that are
+                added to its scores.
+            need_weights: whether the weights are returned.
+            attn_mask: (L, S) or (B H, L, S): booleans, True where a query may *not* look; or numbers that are added to
+                the scores.
+            average_attn_weights: whether the weights are the mean over the heads.
+            is_causal: query i looks at keys 0 to i only, besides what the masks say.
+
+        Returns:
+            The output in the layout of the query, and the weights (B, L, S), or (B, H, L, S) without averaging, or None.
+            In training the weights are those after dropout.
+
+        Raises:
+            ShapeError: shapes that do not fit.
+            DTypeError: a mask of integers.
+        """
+        heads, size = self.num_heads, self.embed_dim // self.num_heads
+        one, same = query is key is value, key is value
+        query, key, value = as_tensor(query), as_tensor(key), as_tensor(value)
+        batched = query.ndim == 3
+        self._check(query, key, value)
+        if not batched:
+            query, key, value = (x.unsqueeze(0) for x in (query, key, value))
+        elif not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        q, k, v = self._projected(query, key, value, one, same)
+        batch, queries = query.shape[:2]
+        mask = self._mask(key_padding_mask, attn_mask, is_causal, (batch, heads, queries, key.shape[1]), batched)
+        added = 0
+        if self.bias_k is not None and self.bias_v is not None:
+            k, v = (
+                concatenate([x, broadcast_to(bias, (batch, 1, self.embed_dim))], 1)
+                for x, bias in ((k, self.bias_k), (v, self.bias_v))
+            )
+            added += 1
+        if self.add_zero_attn:
+            k, v = (pad(x, [(0, 1), (0, 0)]) for x in (k, v))
+            added += 1
+        if mask is not None and added:
+            mask = pad(mask, [(0, added)], value=mask.dtype == bool_)
+        q, k, v = (x.reshape(batch, -1, heads, size).transpose(1, 2) for x in (q, k, v))
+
+        p = self.dropout if self.training else 0.0
+        if need_weights:
+            weights = dropout(attention_weights(q, k, mask), p)
+            y = matmul(weights, v)
+        else:
+            y = scaled_dot_product_attention(q, k, v, mask, p)
+        output = self.out_proj(y.transpose(1, 2).reshape(batch, queries, self.embed_dim))
+        if not batched:
+            output = output.squeeze(0)
+        elif not self.batch_first:
+            output = output.transpose(0, 1)
+        if not need_weights:
+            return output, None
+        weights = weights.mean(1) if average_attn_weights else weights
+        return output, weights if batched else weights.squeeze(0)
+
+    def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        batch_axis = 0 if self.batch_first else 1
+        sizes = (self.embed_dim, self.kdim, self.vdim)
+        xs = (query, key, value)
+        if (
+            query.ndim not in (2, 3)
+            or any(x.ndim != query.ndim or x.shape[-1] != size for x, size in zip(xs, sizes, strict=True))
+            or key.shape[:-1] != value.shape[:-1]
+            or (query.ndim == 3 and query.shape[batch_axis] != key.shape[batch_axis])
+        ):
+            layout = "(B, L, E)" if self.batch_first else "(L, B, E)"
+            raise ShapeError(
+                f"MultiheadAttention takes query, key and value {layout} or (L, E) with E = {sizes[0]}, {sizes[1]} and "
+                f"{sizes[2]}, the last two of one length, got shapes {query.shape}, {key.shape} and {value.shape}"
+            )
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor, one: bool, same: bool) -> tuple[Tensor, ...]:
+        """The inputs times their weights; where inputs are one and the same, as one product."""
+        size, weight, bias = self.embed_dim, self.in_proj_weight, self.in_proj_bias
+        if weight is not None and one:
+            return tuple(chunk(linear(query, weight, bias), 3, -1))
+        if weight is not None and same:
+            q = linear(query, weight[:size], None if bias is None else bias[:size])
+            return (q, *chunk(linear(key, weight[size:], None if bias is None else bias[size:]), 2, -1))
+        weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight] if weight is None else chunk(weight, 3)
+        biases = [None] * 3 if bias is None else chunk(bias, 3)
+        return tuple(linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))  # type: ignore[arg-type]
+
+    def _mask(
+        self,
+        key_padding_mask: Operand | None,
+        attn_mask: Operand | None,
+        is_causal: bool,
+        shape: tuple[int, int, int, int],
+        batched: bool,
+    ) -> Tensor | None:
+        """All masks as one that broadcasts to (B, H, L, S): booleans, True where a query may look, or numbers to add."""
+        batch, heads, queries, keys = shape
+        parts = []
+        if key_padding_mask is not None:
+            wanted = (batch, keys) if batched else (keys,)
+            mask = _as_mask(key_padding_mask, "key_padding_mask", wanted)
+            parts.append(mask.reshape(batch, 1, 1, keys))
+        if attn_mask is not None:
+            mask = _as_mask(attn_mask, "attn_mask", (queries, keys), (batch * heads, queries, keys))
+            parts.append(mask if mask.ndim == 2 else mask.reshape(shape))
+        if is_causal:
+            parts.append(causal_mask(queries, keys))
+        if not parts:
+            return None
+        if all(mask.dtype == bool_ for mask in parts):
+            return reduce(and_, parts)
+        total: Any = 0.0
+        for mask in parts:
+            total = total + (where(mask, 0.0, -math.inf) if mask.dtype == bool_ else mask)
+        return total
+
+
+def _started(shape: tuple[int, ...], dtype: Any, fill: Callable[[Tensor], Tensor] = init.xavier_uniform_) -> Parameter:
+    weight = Parameter(zeros(shape, dtype))
+    fill(weight)
+    return weight
+
+
+def _as_mask(given: Operand, name: str, *shapes: tuple[int, ...]) -> Tensor:
+    """A mask of PyTorch's modules, in which True hides, as one in which True shows; numbers stay as they are."""
+    mask = as_tensor(given)
+    if mask.shape not in shapes:
+        raise ShapeError(f"{name} has shape {' or '.join(map(str, shapes))} for these inputs, got {mask.shape}")
+    if mask.dtype == bool_:
+        return ~mask
+    if mask.dtype.kind not in "fV":
+        raise DTypeError(f"{name} is boolean, or floating and added to the scores, got dtype {mask.dtype}; write mask != 0")
+    return mask
+
+
+def mask_of(lengths: Any, steps: int) -> Tensor:
+    """(B, S) booleans, True where a row is not yet over: ``j < lengths[b]``.
+
+    Raises:
+        DTypeError: lengths that are no integers.
+        ShapeError: lengths that are not one a row, or not in 0 to S.
+    """
+    counts = np.asarray(lengths)
+    if counts.dtype.kind not in "iu":
+        raise DTypeError(f"lengths are integers, got dtype {counts.dtype}; cast them to int64")
+    if counts.ndim != 1:
+        raise ShapeError(f"lengths are one number a row, of shape (B,), got shape {counts.shape}")
+    for row, count in enumerate(counts):
+        if not 0 <= count <= steps:
+            raise ShapeError(f"lengths go from 0 to the {steps} steps there are, got {count} in row {row}")
+    return as_tensor(np.arange(steps) < counts[:, None])
