@@ -22,11 +22,10 @@ from hypothesis import strategies as st
 import tinyseq as ts
 from tinyseq import mode
 from tinyseq.draw import DrawError, Picture, draw, render
-from tinyseq.draw.diagram import Arrow, Box, Diagram, Facts, Group, visible
+from tinyseq.draw.diagram import Diagram
 from tinyseq.draw.dot import Writer
 from tinyseq.draw.labels import shorten
 from tinyseq.draw.layout import Strips, place
-from tinyseq.draw.loops import shown_steps
 from tinyseq.draw.render import Layout
 from tinyseq.draw.routes import Rectangle, Spline
 from tinyseq.errors import DTypeError, GraphError
@@ -739,8 +738,8 @@ def test_the_documentation_s_picture_is_made_by_its_script() -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    drawn = module.lstm_steps(3)._diagram
-    assert [strip.title for strip in drawn.strips] == ["t = 0", "t = 1", "t = 2"]
+    drawn = module.lstm_steps(3).diagram
+    assert [group.title for group in drawn.groups if group.kind == "step"] == ["t = 0", "t = 1", "t = 2"]
     assert {"cell.weight_ih", "cell.weight_hh", "embedding.weight", "head.bias"} <= set(titles(drawn, "parameter"))
 
 

@@ -465,6 +465,8 @@ def test_the_card_tells_what_is_known(show: Any) -> None:
         "to": "add",
     }
     assert browser.run("return document.querySelectorAll('.edge.near').length") == 3
+    browser.move(*middle(items(browser)["h"]["rect"]))
+    assert "mul (gradient 0.5)" in browser.run(card)
     inside = browser.run("""const r = document.getElementById('card').getBoundingClientRect();
         return r.left >= 0 && r.top >= 0 && r.right <= innerWidth && r.bottom <= innerHeight""")
     assert inside

@@ -42,5 +42,9 @@ class Tracer(Backend):
     ended: bool
 
     def apply(self, primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
-        """Record an operation, at least one of whose inputs is traced."""
+        """Record an operation."""
+        raise NotImplementedError
+
+    def inside(self, x: Tensor) -> Tensor:
+        """The traced Tensor that stands for a Tensor."""
         raise NotImplementedError

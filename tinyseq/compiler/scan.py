@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tinyseq import mode
-from tinyseq.abstract import Abstract
+from tinyseq.abstract import Abstract, Tracer
 from tinyseq.backend import Backend
 from tinyseq.compiler.checkpoint import Checkpointed
 from tinyseq.compiler.loop import FlatStep, Opened, differentiate, open_body, program
@@ -130,5 +130,5 @@ _SCAN = Primitive("scan", lambda *inputs, **params: None, (), _scan_vjp)
 
 
 def traced(tensors: Sequence[Tensor]) -> bool:
-    """Whether any of the tensors is being traced: then a scan within is unrolled into the trace."""
-    return any(isinstance(x.data, Abstract) for x in tensors)
+    """Whether any of the tensors is being traced, or all in a ``jit``: then a scan within is unrolled into the trace."""
+    return any(isinstance(x.data, Abstract) for x in tensors) or isinstance(mode.current().backend, Tracer)

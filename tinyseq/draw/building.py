@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from tinyseq.draw.diagram import Arrow, ArrowKind, Box, Diagram, Facts, Group
+from tinyseq.draw.diagram import LEAVES, Arrow, ArrowKind, Box, Diagram, Facts, Group
 from tinyseq.draw.labels import (
     amount_label,
     array_label,
@@ -39,6 +39,7 @@ def build(
     values: int,
     flow: Flow,
     coloured: bool,
+    modules: Mapping[str, str],
 ) -> Diagram:
     """The diagram of a record.
 
@@ -50,8 +51,9 @@ def build(
         values: the most elements of a tensor whose numbers are shown.
         flow: the norms of dL/dh_t by the names of carries.
         coloured: whether arrows show the norms of gradients that a profile has noted.
+        modules: the classes of the modules of a model by their dotted names, as far as they are known.
     """
-    return _Builder(record, level, open_loops, show, values, flow, coloured).run()
+    return _Builder(record, level, open_loops, show, values, flow, coloured, modules).run()
 
 
 def size(record: Record, level: Level) -> int:
@@ -78,6 +80,7 @@ class _Builder:
         values: int,
         flow: Flow,
         coloured: bool,
+        modules: Mapping[str, str],
     ) -> None:
         self.record = record
         self.level = level
@@ -86,6 +89,7 @@ class _Builder:
         self.values = values
         self.flow = flow
         self.coloured = coloured
+        self.modules = modules
         self._flow_of_loop: dict[int, list[str]] | None = None
 
     def run(self) -> Diagram:
@@ -159,33 +163,39 @@ class _Builder:
         return closed
 
     def _gather_around_loops(self) -> None:
-        """What a module, or a compiled scan, does around its loop is one part before and one after."""
+        """What a module, or a compiled scan, does around its loops is one part before each and one after the last."""
         record = self.record
-        first: dict[int, int] = {}  # of each frame with loops in it the first item of a loop
+        starts: dict[int, dict[int, int]] = {}  # of each frame with loops in it the first item of each loop
         for i, item in enumerate(record.items):
-            if item.kind in ("parameter", "input", "constant"):
+            if item.kind in LEAVES:
                 continue  # a leaf may be older than all else
             loop = next((f for f in record.path(item.frame) if record.frames[f].kind == "loop"), None)
             around = None if loop is None else record.frames[loop].parent
-            if around is not None:
-                first.setdefault(around, i)
-        made: dict[tuple[int, bool], int] = {}
+            if loop is not None and around is not None:
+                starts.setdefault(around, {}).setdefault(loop, i)
+        made: dict[tuple[int, int], int] = {}
         leaves = ("parameter", "constant")
         for i, item in sorted(enumerate(record.items), key=lambda pair: pair[1].kind in leaves):  # leaves last
             frame = item.frame
             if frame is not None and record.frames[frame].kind == "part":
                 frame = record.frames[frame].parent
-            if frame is None or frame not in first or item.kind not in (*OPERATIONS, *leaves):
+            if frame is None or frame not in starts or item.kind not in (*OPERATIONS, *leaves):
                 continue
-            before = item.kind in leaves or i < first[frame]
-            if (frame, before) not in made:
+            passed = 0 if item.kind in leaves else sum(first < i for first in starts[frame].values())
+            if (frame, passed) not in made:
                 if item.kind in leaves:
                     continue
-                title = "before the loop" if before else "after the loop"
-                name = f"{record.frames[frame].id}.{'before' if before else 'after'}"
+                last = passed == len(starts[frame])
+                title = "before the loop" if passed == 0 else "after the loop" if last else "between the loops"
+                name = f"{record.frames[frame].id}.part{passed}"
                 part = Frame(name, "part", title, frame, backward=record.frames[frame].backward)
-                made[frame, before] = record.frame(part)
-            item.frame = made[frame, before]
+                made[frame, passed] = record.frame(part)
+            item.frame = made[frame, passed]
+        for (frame, _), part_frame in made.items():  # one operation needs no part
+            inside = [item for item in record.items if item.frame == part_frame]
+            if sum(item.kind in OPERATIONS for item in inside) == 1:
+                for item in inside:
+                    item.frame = frame
 
     # Leaves
 
@@ -318,7 +328,7 @@ class _Builder:
         )
         title = frame.title
         if frame.kind == "module":
-            path = _path([item.name or "" for item in parameters.values()])
+            path = self._path_of(frame.title.removeprefix("backward: "), [item.name or "" for item in parameters.values()])
             title = f"{shorten(path)}: {title}" if path else title
             facts = replace(facts, name=path or None)
         if frame.kind == "loop":
@@ -335,6 +345,13 @@ class _Builder:
         lines += _fact_lines(facts, {*self.show, "kept"})
         parent = None if frame.parent is None else number[frame.parent]
         return Group(frame.id, frame.kind, shorten(title, 60), tuple(lines), parent, is_open, facts, frame.backward)
+
+    def _path_of(self, kind: str, names: Sequence[str]) -> str:
+        """Where in the model a module is, by its dotted name: as near to its parameters as one of its kind stands."""
+        path = _path(names)
+        while self.modules and path and self.modules.get(path) != kind:
+            path = path.rpartition(".")[0]
+        return path
 
     # Arrows
 
@@ -396,10 +413,14 @@ class _Builder:
         if steps[0] is None or steps[1] is None or steps[0] == steps[1]:
             return arrow
         loop = record.frames[steps[0][0]]
-        at = record.frames[steps[1 if loop.backward else 0][1]].t  # type: ignore[index]
+        # An arrow carries the state that a step leaves, or the gradient with respect to it.
+        left, other = (record.frames[step[1]] for step in (reversed(steps) if loop.backward else steps))  # type: ignore[index]
+        at = left.t
+        if left.kind == "gap":
+            at = (other.t or 0) + (1 if loop.reverse != loop.backward else -1)
         name = record.items[arrow.tail].name
         rows = [name] if name is not None and name in self.flow else self._flow_names().get(steps[0][0], [])
-        if at is None or record.frames[steps[1 if loop.backward else 0][1]].kind == "gap":  # type: ignore[index]
+        if at is None:
             return arrow
         found = [float(self.flow[row][at]) for row in rows if len(self.flow[row]) == loop.steps]
         if not found:

@@ -210,7 +210,7 @@ def merged(arrows: Sequence[Arrow], boxes: Sequence[Box]) -> tuple[Arrow, ...]:
         if before is None:
             found[key] = arrow
             continue
-        plain = boxes[arrow.head].facts.operations is None
+        plain = boxes[arrow.head].facts.operations is None and boxes[arrow.head].kind != "gap"
         slots = tuple(sorted({*before.slots, *arrow.slots})) if plain else before.slots[:1]
         found[key] = replace(before, slots=slots, gradient=_norm(before.gradient, arrow.gradient))
     return tuple(found.values())

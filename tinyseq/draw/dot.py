@@ -239,17 +239,18 @@ class Writer:
                 colour = {"carry": LIGHT["carry"], "kept": LIGHT["grey"], "backward": LIGHT["backward"]}[kind]
                 mark = "⇢" if kind == "kept" else "→"
                 cells.append(f'<td><font color="{colour}">{mark}</font></td><td align="left">{_small(meaning)}</td>')
+        scale = ""
         if self.scale is not None:
             swatches = "".join(f'<td bgcolor="{colour}" width="9" height="10"></td>' for colour in SCALE)
-            ends = [_small(amount_label(x)) for x in (self.scale.low, self.scale.high)]
-            table = f'<table border="0" cellborder="0" cellpadding="0" cellspacing="0"><tr>{swatches}</tr></table>'
-            high = f'<td align="left" colspan="2">{ends[1]}{_small(" gradient norm")}</td>'
-            cells.append(f'<td>{ends[0]}</td><td colspan="2">{table}</td>{high}')
+            low, high = (_small(amount_label(x)) for x in (self.scale.low, self.scale.high))
+            inside = f"<td>{_small('gradient norm from ')}{low}</td>{swatches}<td>{_small('to ')}{high}</td>"
+            table = f'<table border="0" cellborder="0" cellpadding="1" cellspacing="0"><tr>{inside}</tr></table>'
+            scale = f'<tr><td align="left" colspan="18">{table}</td></tr>'
         notes = "".join(f'<tr><td align="left" colspan="18">{_small(note)}</td></tr>' for note in self.diagram.notes)
-        if len(cells) < 2 and not notes:
+        if len(cells) < 2 and not notes and not scale:
             return ""
         body = "".join(f"<tr>{''.join(cells[k : k + 6])}</tr>" for k in range(0, len(cells), 6))
-        return f'<table border="0" cellborder="0" cellpadding="2" cellspacing="3">{body}{notes}</table>'
+        return f'<table border="0" cellborder="0" cellpadding="2" cellspacing="3">{body}{scale}{notes}</table>'
 
 
 def _small(text: str) -> str:

@@ -118,7 +118,9 @@ class Draw:
             mirror(record, Opening(columns))
         shown = (set(SHOWN) - {"kept"}) if show is None else set(show)
         coloured = profile is not None and bool(profile.gradients)
-        diagram = build(record, level, open_loops=open_loops, show=shown, values=values, flow=flow, coloured=coloured)
+        diagram = build(
+            record, level, open_loops=open_loops, show=shown, values=values, flow=flow, coloured=coloured, modules=known.modules
+        )
         return Picture(diagram, seconds=seconds, theme=theme, legend=legend)
 
     @staticmethod
@@ -163,7 +165,10 @@ def _read(
         return read_program(what, Opening(None), None, backward is not False)
     opening = Opening(columns)
     if isinstance(what, Tensor) or not callable(what):
-        return read_tape(_places(what), names, profile, opening)
+        places = _places(what)
+        for tensor, place in zip([what] if isinstance(what, Tensor) else what, places, strict=True):
+            names.arrays.setdefault(id(place), tensor.data)
+        return read_tape(places, names, profile, opening)
     places, closed = trace_outputs(what, examples, names)
     return read_tape(places, names, profile, opening, closed)
 

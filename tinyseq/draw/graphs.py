@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,8 +60,7 @@ def trace_outputs(
     tracer = Trace()
     leaves, kinds = flatten(list(examples))
     given = [as_tensor(leaf) for leaf in leaves]
-    paths = kinds.paths()
-    titles = [f"input{'.' + path if len(given) > 1 and path else ''}" for path in paths]
+    titles = _titles(function, kinds.paths())
     arguments = [tracer.new(x.shape, x.dtype, None) for x in given]
     for argument, title, original in zip(arguments, titles, given, strict=True):
         assert argument.node is not None
@@ -80,3 +80,19 @@ def trace_outputs(
             names.constant(inner.node, original)
     names.keep = [arguments, tracer]  # identities must last as long as the names
     return places, closed
+
+
+def _titles(function: Callable[..., Any], paths: Sequence[str]) -> list[str]:
+    """What the function calls each of its inputs; ``paths`` lead to them from the tuple of all arguments."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # written in C
+        parameters = []
+    plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    titles = []
+    for path in paths:
+        number, dot, rest = path.partition(".")
+        at = int(number or 0)
+        own = plain[at] if at < len(plain) else "input" if len(paths) == 1 else f"input {at}"
+        titles.append(own + dot + rest)
+    return titles

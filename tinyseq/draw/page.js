@@ -140,7 +140,8 @@ function draw() {
       if (edge.gradient > 0) line.style.strokeWidth = `${wide.toFixed(1)}px`;
     }
     arrow.append(line, tip);
-    const text = edge.label || (edge.count > 1 && !edge.to.isGroup ? `×${edge.count}` : "");
+    // What a colour tells needs no number; the card has it.
+    const text = edge.gradient !== null ? "" : edge.label || (edge.count > 1 && !edge.to.isGroup ? `×${edge.count}` : "");
     if (text) arrow.append(make("text", { x: x + 6, y: y - 8 }, text));
     edges.append(arrow);
     lines.push([edge, arrow]);
@@ -250,18 +251,15 @@ function show(item, x, y) {
   const facts = [["kind", item.kind], ...item.facts];
   if (item.gradient !== null) facts.push(["norm of the gradient", number(item.gradient)]);
   if (item.isGroup) facts.push(["boxes inside", item.inside.toLocaleString("en")]);
-  for (const [name, ends] of [
-    ["from", drawn.edges.filter((e) => e.to === item).map((e) => e.from)],
-    ["to", drawn.edges.filter((e) => e.from === item).map((e) => e.to)],
+  for (const [name, way] of [
+    ["from", ["to", "from"]],
+    ["to", ["from", "to"]],
   ]) {
-    if (ends.length)
-      facts.push([
-        name,
-        ends
-          .slice(0, 4)
-          .map((end) => end.title)
-          .join(", ") + (ends.length > 4 ? ` and ${ends.length - 4} more` : ""),
-      ]);
+    const edges = drawn.edges.filter((edge) => edge[way[0]] === item);
+    const few = edges
+      .slice(0, 4)
+      .map((edge) => edge[way[1]].title + (edge.gradient === null ? "" : ` (gradient ${number(edge.gradient)})`));
+    if (edges.length) facts.push([name, few.join(", ") + (edges.length > 4 ? ` and ${edges.length - 4} more` : "")]);
   }
   for (const [name, value] of facts) {
     const term = document.createElement("dt"),

@@ -35,7 +35,8 @@ class Names:
     def __init__(self, names: Module | Mapping[str, object] | None) -> None:
         self.trust_leaves = not hasattr(names, "named_parameters")
         self.known: dict[int, tuple[str, bool]] = {}  # by the identity of a place or, for constants, of an array
-        self.arrays: dict[int, Any] = {}  # of leaves, by their identity
+        self.arrays: dict[int, Any] = {}  # of places, by their identity
+        self.modules: dict[str, str] = {}  # the classes of modules by their dotted names
         self.constants: set[int] = set()  # places of a trace that ask for no gradient
         self.keep: Any = None  # what must live as long as the identities above are used
         if names is None:
@@ -53,6 +54,8 @@ class Names:
                 self._module("" if name == "self" else f"{name}.", value)
 
     def _module(self, prefix: str, module: Any) -> None:
+        for name, part in module.named_modules():
+            self.modules.setdefault((prefix + name).rstrip("."), type(part).__name__)
         for name, value in module.named_parameters():
             self._tensor(prefix + name, value, True)
         for name, value in module.named_buffers():
@@ -60,7 +63,8 @@ class Names:
 
     def _tensor(self, name: str, value: Tensor, learned: bool) -> None:
         self.known.setdefault(id(value.data if value.node is None else value.node), (name, learned))
-        self.arrays[id(value.node)] = value.data
+        if value.node is not None:
+            self.arrays[id(value.node)] = value.data
 
     def constant(self, place: Place, original: Tensor) -> None:
         """A place of a trace stands for a tensor that asks for no gradient."""
@@ -115,9 +119,11 @@ class _Reader:
         self.times: dict[int, list[int]] = {}  # of each loop
         self.scans: dict[Place | None, Scan] = {}  # that are opened
         self.unnamed = 0
+        self.traced = False
 
     def run(self, outputs: Sequence[Place], closed: Mapping[Place, Tensor]) -> Record:
         asked = set(outputs)
+        self.traced = bool(outputs) and _is_traced(outputs[0])
         order = ancestors(outputs)
         originals = [x.node for place in order if (x := closed.get(place)) is not None and x.node is not None]
         if originals:
@@ -190,13 +196,14 @@ class _Reader:
         item.params, item.shape, item.dtype = node.params, node.shape, node.dtype
         item.name = self.names.of(node)
         item.frame = self._frame(node.scope)
-        output = node.output
-        if isinstance(output, tuple):  # what a kernel of the backend keeps besides
-            item.kept.update((id(a), _bytes(a)) for a in output if _bytes(a))
-            output = None
-        item.array = None if isinstance(output, Abstract) else output
-        kept = [(a, parent) for a, parent in zip(node.inputs or (), node.parents, strict=False) if not isinstance(parent, Leaf)]
-        item.kept.update((id(a), _bytes(a)) for a, _ in [*kept, (output, None)] if _bytes(a))
+        # What a kernel of the backend keeps besides its output comes with it.
+        output, *more = node.output if isinstance(node.output, tuple) else (node.output,)
+        own = [a for a, parent in zip(node.inputs or (), node.parents, strict=False) if not isinstance(parent, Leaf)]
+        extra = [a for part in more for a in (part if isinstance(part, tuple) else (part,))]
+        if not self.traced:
+            item.kept.update((id(a), _bytes(a)) for a in (*own, output, *extra) if _bytes(a))
+        known = self.names.arrays.get(id(node)) if output is None else output
+        item.array = None if isinstance(known, Abstract) else known
         for array, parent in zip(node.inputs or (), node.parents, strict=False):
             if isinstance(array, Abstract):
                 continue
@@ -287,3 +294,8 @@ def _norm(gradient: Any) -> float:
     from tinyseq.draw.profile import norm
 
     return norm(gradient.data)
+
+
+def _is_traced(place: Place) -> bool:
+    """Whether nothing was computed: what is at hand are shapes then, and all of them."""
+    return isinstance(place, Node) and any(isinstance(a, Abstract) for a in (*(place.inputs or ()), place.output))

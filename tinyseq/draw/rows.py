@@ -133,6 +133,6 @@ def _beside(way: Sequence[Point], lane: float) -> Point:
     """Where a label stands: above a straight line, or to the right of the part that runs up or down."""
     heights = [y for x, y in way if abs(x - lane) < 0.5]
     low, high = min(heights), max(heights)
-    if high - low < 12:
+    if high - low < 30:
         return lane, high + 7
     return lane + 18, (low + high) / 2
