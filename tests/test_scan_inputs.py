@@ -129,3 +129,21 @@ def test_the_same_bits_every_time(backend: Any) -> None:
         (ys * ys).sum().backward()
         results.append([ys.numpy().tobytes(), *(p.grad.numpy().tobytes() for p in layer.parameters())])
     assert results[0] == results[1]
+
+
+def test_second_derivatives_reach_what_the_step_derives_from_parameters(backend: Any) -> None:
+    """``w.T`` is made inside the step, of a closed-over tensor alone."""
+    ts.manual_seed(6)
+    w, h, xs = leaf(E, E), leaf(B, E), leaf(4, B, E)
+
+    def gradient_of_gradient(unroll: bool) -> list[np.ndarray[Any, Any]]:
+        last, ys = ts.scan(lambda h, x: (ts.tanh(h @ w.T + x), h * x), h, xs, unroll=unroll)
+        w.grad = h.grad = xs.grad = None
+        ((last**2).sum() + ys.sum()).backward(create_graph=True)
+        first = [w.grad, h.grad, xs.grad]
+        w.grad = h.grad = xs.grad = None
+        sum(((g * g).sum() for g in first), start=ts.tensor(0.0, ts.float64)).backward()
+        return [x.numpy() for x in (*first, w.grad, h.grad, xs.grad)]
+
+    for one, other in zip(gradient_of_gradient(False), gradient_of_gradient(True), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)

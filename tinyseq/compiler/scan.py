@@ -13,9 +13,11 @@ from tinyseq.compiler.checkpoint import Checkpointed
 from tinyseq.compiler.loop import FlatStep, Opened, differentiate, open_body, program
 from tinyseq.compiler.run import Runner
 from tinyseq.flow import Entry
+from tinyseq.functions import stack
+from tinyseq.graph import Var
 from tinyseq.primitives import Primitive
 from tinyseq.tape import Node, walk
-from tinyseq.tensor import Tensor, link, outputs_of, recorded
+from tinyseq.tensor import Tensor, apply, as_tensor, link, outputs_of, recorded
 
 __all__ = ["compiled_scan"]
 
@@ -73,7 +75,7 @@ def compiled_scan(
     if not any(wanted):
         return [Tensor(a) for a in last], [Tensor(a) for a in ys]
     params = {
-        "runner": runner, "kept": kept, "steps": steps, "reverse": reverse, "unrolled": unrolled, "carries": len(carry),
+        "runner": runner, "kept": kept, "steps": steps, "reverse": reverse, "graph": opened.traced.graph, "carries": len(carry),
         "flow": flow,
     }  # fmt: skip
     arrays = tuple(x.data for x in inputs)
@@ -99,7 +101,7 @@ def _scan_vjp(F: Any, g: list[Any], inputs: tuple[Any, ...], node: Any) -> list[
     params = node.params
     carries, runner = params["carries"], params["runner"]
     if F is recorded:
-        return _through_unrolled(params, inputs, node.parents, g)
+        return _through_unrolled(params, inputs, g)
     body, backend = runner.program.body, runner.backend
     shapes = [(v.shape, v.dtype) for v in body.new_carry] + [((params["steps"], *v.shape), v.dtype) for v in body.y]
     filled = [
@@ -115,15 +117,37 @@ def _scan_vjp(F: Any, g: list[Any], inputs: tuple[Any, ...], node: Any) -> list[
     return gradients[: len(node.parents)]
 
 
-def _through_unrolled(params: dict[str, Any], inputs: Sequence[Any], parents: Sequence[Any], g: list[Any]) -> list[Any]:
-    """The VJP as a recorded computation on the tape, so that it can be differentiated again."""
+def _through_unrolled(params: dict[str, Any], inputs: Sequence[Any], g: list[Any]) -> list[Any]:
+    """The VJP as a recorded computation on the tape, so that it can be differentiated again.
+
+    It runs the traced step, not the function that was traced: that would make anew what it makes of closed-over tensors
+    alone (a weight's transpose), whose place on the tape would then not be the one that the scan has as its parent.
+    """
     carries, count = params["carries"], params["carries"] + params["runner"].program.body.xs
-    given = [link(x) if x.node is not None else x for x in inputs[:count]]
-    last, ys = params["unrolled"](given[:carries], given[carries:])
+    given = [link(x) if x.node is not None else x for x in inputs]
+    last, ys = _on_the_tape(params, given[:carries], given[carries:count], given[count:])
     starts = [(y.node, part) for y, part in zip([*last, *ys], g, strict=True) if part is not None and y.node is not None]
-    places = [*(x.node for x in given), *parents[count:]]
-    found = walk(recorded, starts, {place for place in places if place is not None}, retain=True)
-    return [None if place is None else found.get(place) for place in places]
+    found = walk(recorded, starts, {x.node for x in given if x.node is not None}, retain=True)
+    return [None if x.node is None else found.get(x.node) for x in given]
+
+
+def _on_the_tape(
+    params: dict[str, Any], carry: list[Tensor], stacks: list[Tensor], closed: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The traced step, run over time and recorded."""
+    graph, steps, reverse = params["graph"], params["steps"], params["reverse"]
+    ys: list[list[Tensor]] = []
+    for t in reversed(range(steps)) if reverse else range(steps):
+        env: dict[Any, Any] = dict(zip(graph.inputs, (*carry, *(x[t] for x in stacks)), strict=True))
+        env.update(zip(graph.closed, closed, strict=True))
+        for e in graph.equations:
+            env[e.output] = apply(e.primitive, tuple(env[x] if isinstance(x, Var) else x for x in e.inputs), e.params)
+        outputs = [env[x] if isinstance(x, Var) else as_tensor(x) for x in graph.outputs]
+        carry = outputs[: len(carry)]
+        ys.append(outputs[len(carry) :])
+    if reverse:
+        ys.reverse()
+    return carry, [stack(list(column)) for column in zip(*ys, strict=True)]
 
 
 _SCAN = Primitive("scan", lambda *inputs, **params: None, (), _scan_vjp)
