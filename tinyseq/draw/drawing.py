@@ -97,8 +97,8 @@ class Draw:
         >>> "mul(·, 3)" in picture.dot
         True
         >>> print(ts.draw(ts.nn.Linear(2, 3), ts.zeros((4, 2)), level="modules").text())
-        input input: float32[4,2]
-        a: float32[4,3] = Linear(input)
+        input x: float32[4,2]
+        a: float32[4,3] = Linear(x)
         -> a
         """
         _check(level, time, steps, show, theme, limit, seconds, values)

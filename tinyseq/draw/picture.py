@@ -59,7 +59,7 @@ class Picture:
         a: float32[2] = mul(x, x)
         b: float32[2] = add(a, const)
         c: float32[2] = tanh(b)  # [0.964, 0.9999]
-        d: float32[] = sum(c, axis=-1)
+        d: float32[] = sum(c, axis=-1)  # 1.964
         -> d
         """
         from tinyseq.draw.words import text
