@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,13 +23,14 @@ from hypothesis import strategies as st
 import tinyseq as ts
 from tinyseq import mode
 from tinyseq.draw import DrawError, Picture, draw, render
-from tinyseq.draw.diagram import Diagram
+from tinyseq.draw.diagram import Arrow, Box, Diagram, Facts, Group, visible
 from tinyseq.draw.dot import Writer
 from tinyseq.draw.labels import shorten
 from tinyseq.draw.layout import Strips, place
+from tinyseq.draw.loops import shown_steps
 from tinyseq.draw.render import Layout
 from tinyseq.draw.routes import Rectangle, Spline
-from tinyseq.errors import DTypeError, GraphError
+from tinyseq.errors import DTypeError, GraphError, ShapeError
 
 SVG = "{http://www.w3.org/2000/svg}"
 ROOT = Path(__file__).parents[1]
@@ -322,7 +324,7 @@ def test_nothing_overlaps_and_lines_run_beside_boxes(program: str, build: Callab
     check_layout(drawn)
 
 
-def check_layout(drawn: Diagram) -> None:
+def check_layout(drawn: Diagram, lines: bool = True) -> None:
     """Boxes and titles do not overlap, they stand in their frames, and arrows lead from box to box beside the others."""
     writer, strips = Writer(drawn), Strips(drawn)
     placed = place(drawn, writer, Layout(60.0))
@@ -353,8 +355,8 @@ def check_layout(drawn: Diagram) -> None:
         assert end is not None
         assert drawn.boxes[arrow.tail].kind in ("input", "carry") or not inside(start, boxes[arrow.tail])  # those are ellipses
         assert inside(start, boxes[arrow.tail], -1.5)
-        assert inside(end, boxes[arrow.head], -1.5)
-        if strips.of_box[arrow.tail] != strips.of_box[arrow.head]:  # a line of ours
+        assert inside(end, boxes[arrow.head], -3.5)  # the tip of a wide arrow
+        if lines and strips.of_box[arrow.tail] != strips.of_box[arrow.head]:  # a line of ours
             for i, box in enumerate(boxes):
                 assert not any(inside(point, box) for point in samples(placed.arrows[a])), (a, drawn.boxes[i])
 
@@ -732,26 +734,50 @@ def test_draw_is_a_function_of_the_package_and_a_package() -> None:
     assert isinstance(ts.draw(leaf(1).tanh()), Picture)
 
 
-def test_the_documentation_s_picture_is_made_by_its_script() -> None:
+def gallery() -> ModuleType:
     spec = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "pictures" / "make.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    drawn = module.lstm_steps(3).diagram
-    assert [group.title for group in drawn.groups if group.kind == "step"] == ["t = 0", "t = 1", "t = 2"]
-    assert {"cell.weight_ih", "cell.weight_hh", "embedding.weight", "head.bias"} <= set(titles(drawn, "parameter"))
+    return module
+
+
+def test_the_gallery_is_made_by_its_script(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    paths = gallery().make(tmp_path)
+    page = (ROOT / "docs" / "gallery.md").read_text("utf-8")
+    for path in paths:
+        assert path.stat().st_size > 5000
+        assert (ROOT / "docs" / "pictures" / path.name).exists()
+        if path.suffix == ".svg":
+            assert ElementTree.parse(path).getroot().tag == f"{SVG}svg"
+            assert f"pictures/{path.name}" in page
+    assert "pictures/vanishing.png" in page
+
+
+@pytest.mark.parametrize("name", [picture.__name__ for picture in gallery().PICTURES])
+def test_in_the_gallery_nothing_overlaps(name: str) -> None:
+    check_layout(getattr(gallery(), name)()._seen, lines=False)
+
+
+def test_gradients_vanish_in_an_rnn_and_less_in_a_gru_and_an_lstm() -> None:
+    pytest.importorskip("matplotlib")
+    (image,) = gallery().vanishing(60).axes[0].images
+    rnn, gru, lstm = np.ma.filled(image.get_array(), 0.0)
+    assert rnn[0] < gru[0] < lstm[0]
+    assert rnn[0] < 1e-12 * rnn[-1]
+    assert lstm[0] > 1e-9 * lstm[-1]
 
 
 def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model, loop = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "drawing.md").read_text("utf-8"), re.DOTALL)
-    names: dict[str, object] = {"xs": ts.ones((3, 2, 4)), "w": leaf(4, 4), "u": leaf(4, 4), "h": ts.zeros((2, 4))}
-    exec(model, names)
-    assert os.listdir() == ["graph.svg"]
-    exec(loop, names)
-    drawn = diagram(names["h"], names=names)  # type: ignore[arg-type]
-    assert [title for _, title in columns(drawn)] == ["t = 0", "t = 1", "t = 2"]
+    names: dict[str, object] = {}
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "drawing.md").read_text("utf-8"), re.DOTALL)
+    assert len(examples) >= 5
+    for code in examples:
+        exec(code, names)
+    assert {"graph.svg", "loop.svg"} <= set(os.listdir())
 
 
 def test_a_fused_function_is_one_box() -> None:
@@ -761,3 +787,614 @@ def test_a_fused_function_is_one_box() -> None:
         x = ts.tensor(np.ones((4, 3), np.float32), requires_grad=True)
         text = ts.draw(ts.functions.cross_entropy(x, ts.tensor([0, 1, 2, 0]))).dot
     assert text.count("softmax_cross_entropy") == 1
+
+
+# --- levels -----------------------------------------------------------------------------------------------------------
+
+
+def mlp() -> ts.nn.Module:
+    return ts.nn.Sequential(ts.nn.Linear(3, 4), ts.tanh, ts.nn.Linear(4, 2))
+
+
+def frames(drawn: Diagram) -> list[str]:
+    return [group.title for group in drawn.groups]
+
+
+def test_modules_are_frames_boxes_or_nothing() -> None:
+    model = mlp()
+    both = draw(model, ts.zeros((5, 3)), names=model)._seen
+    assert frames(both) == ["Sequential", "0: Linear", "2: Linear"]
+    where = {box.title: both.groups[box.group].title for box in both.boxes if box.group is not None}
+    assert where == {
+        "0.weight": "0: Linear",
+        "0.bias": "0: Linear",
+        "permute": "2: Linear",
+        "matmul": "2: Linear",
+        "add": "2: Linear",
+        "tanh": "Sequential",
+        "2.weight": "2: Linear",
+        "2.bias": "2: Linear",
+    }
+    modules = draw(model, ts.zeros((5, 3)), names=model, level="modules")._seen
+    assert [(box.kind, box.title, box.lines) for box in modules.boxes] == [
+        ("input", "x", ("5×3 float32",)),
+        ("module", "0: Linear", ("5×4 float32", "16 parameters")),
+        ("operation", "tanh", ("5×4 float32",)),
+        ("module", "2: Linear", ("5×2 float32", "10 parameters")),
+    ]
+    assert arrows(modules) == {
+        ("x", "0: Linear", "data", 1),
+        ("0: Linear", "tanh", "data", 1),
+        ("tanh", "2: Linear", "data", 1),
+    }
+    operations = draw(model, ts.zeros((5, 3)), names=model, level="operations")._seen
+    assert frames(operations) == []
+    assert sorted(box.title for box in operations.boxes) == sorted(box.title for box in both.boxes)
+    assert arrows(operations) == arrows(both)
+
+
+def test_what_is_closed_is_still_in_the_diagram() -> None:
+    model = mlp()
+    picture = draw(model, ts.zeros((5, 3)), names=model, level="modules")
+    assert [(group.title, group.open) for group in picture.diagram.groups] == [
+        ("Sequential", True),
+        ("0: Linear", False),
+        ("2: Linear", False),
+    ]
+    assert sum(box.title == "matmul" for box in picture.diagram.boxes) == 2
+    assert len({box.id for box in picture.diagram.boxes}) == len(picture.diagram.boxes)
+    linear = picture.diagram.groups[1].facts
+    assert (linear.name, linear.shape, linear.dtype, linear.parameters, linear.operations) == ("0", (5, 4), "float32", 16, 3)
+    same = draw(model, ts.zeros((5, 3)), names=model)
+    assert [box.id for box in same.diagram.boxes] == [box.id for box in picture.diagram.boxes]
+
+
+def test_closing_a_group_joins_arrows_and_hides_those_inside() -> None:
+    boxes = (
+        Box("a", "input", "a"),
+        Box("b", "operation", "b", group=0),
+        Box("c", "operation", "c", group=1),
+        Box("d", "output", "d"),
+    )
+    groups = (Group("g", "module", "G", open=False, facts=Facts(operations=2)), Group("h", "module", "H", parent=0))
+    lines = (
+        Arrow(0, 1, "data", (0,)),
+        Arrow(0, 2, "data", (1,)),
+        Arrow(1, 2, "data", (0,)),
+        Arrow(2, 3, "data", (0,), "", 3.0),
+        Arrow(1, 3, "data", (1,), "", 4.0),
+    )
+    seen = visible(Diagram(boxes, lines, groups, ("note",), (3,)))
+    assert [(box.id, box.kind, box.group) for box in seen.boxes] == [
+        ("a", "input", None),
+        ("g", "module", None),
+        ("d", "output", None),
+    ]
+    assert [(a.tail, a.head, a.slots, a.gradient) for a in seen.arrows] == [(0, 1, (0,), None), (1, 2, (0, 1), 5.0)]
+    assert (seen.groups, seen.notes, seen.outputs) == ((), ("note",), (2,))
+
+
+# --- what is traced ---------------------------------------------------------------------------------------------------
+
+
+def test_a_function_is_traced_and_nothing_computed() -> None:
+    w = ts.Parameter(np.ones((3, 4), "float32"))
+    mask = ts.tensor([[1.0, 0.0, 1.0, 1.0]])
+
+    def score(x: ts.Tensor, sizes: dict[str, ts.Tensor]) -> dict[str, ts.Tensor]:
+        return {"y": (x @ w * mask).tanh() + sizes["b"]}
+
+    class Counter_:
+        count = 0
+
+        def applied(self, *_: object) -> None:
+            self.count += 1
+
+        def pulled(self, *_: object) -> None: ...
+
+    watch = Counter_()
+    with mode.changed(observer=watch):
+        picture = draw(score, ts.zeros((2, 3)), {"b": ts.zeros((4,), requires_grad=True)}, names={"w": w, "mask": mask})
+    assert watch.count == 0
+    assert picture.text() == (
+        "parameter w: float32[3,4]\n"
+        "input x: float32[2,3]\n"
+        "input sizes.b: float32[4]\n"
+        "a: float32[2,4] = matmul(x, w)\n"
+        "constant mask: float32[1,4] = [[1, 0, 1, 1]]\n"
+        "b: float32[2,4] = mul(a, mask)\n"
+        "c: float32[2,4] = tanh(b)\n"
+        "d: float32[2,4] = add(c, sizes.b)\n"
+        "-> d"
+    )
+
+
+def test_what_cannot_be_traced_is_refused() -> None:
+    with pytest.raises(DTypeError, match="a function that returned a str; it must return tensors"):
+        draw(lambda x: "no tensor", ts.zeros((2,)))
+    with pytest.raises(GraphError, match="no numbers yet"):
+        draw(lambda x: x if float(x.sum()) > 0 else -x, ts.zeros((2,)))
+    with pytest.raises(DTypeError, match="example inputs only with a function or a module, not with a Tensor"):
+        draw(leaf(2), leaf(2))
+
+
+def test_a_graph_is_drawn() -> None:
+    from tinyseq.compiler.trace import trace
+
+    w = ts.Parameter([[1.0], [2.0]])
+    w.name = "w"
+    graph = trace(lambda x: [(x @ w).tanh() * 2], [ts.zeros((3, 2))], ["x"]).graph
+    assert draw(graph).text() == (
+        "input x: float32[3,2]\n"
+        "parameter w: float32[2,1]\n"
+        "a: float32[3,1] = matmul(x, w)\n"
+        "b: float32[3,1] = tanh(a)\n"
+        "c: float32[3,1] = mul(b, 2)\n"
+        "-> c"
+    )
+
+
+# --- loops, folded ----------------------------------------------------------------------------------------------------
+
+
+def plain(steps: int, unroll: bool, reverse: bool = False) -> tuple[ts.Tensor, dict[str, ts.Tensor]]:
+    """A scan with an output layer in its step, and what it is computed from."""
+    names = {"W": leaf(3, 4), "U": leaf(4, 4), "V": leaf(4, 2), "xs": leaf(steps, 2, 3), "h0": leaf(2, 4)}
+
+    def step(h: ts.Tensor, x: ts.Tensor) -> tuple[ts.Tensor, ts.Tensor]:
+        h = (x @ names["W"] + h @ names["U"]).tanh()
+        return h, h @ names["V"]
+
+    _, ys = ts.scan(step, names["h0"], names["xs"], unroll=unroll, reverse=reverse)
+    return ys.sum(), names
+
+
+def group_of(drawn: Diagram, i: int) -> str | None:
+    group = drawn.boxes[i].group
+    return None if group is None else drawn.groups[group].title
+
+
+def round_trips(drawn: Diagram) -> list[tuple[str, str]]:
+    return [(drawn.boxes[a.tail].title, drawn.boxes[a.head].title) for a in drawn.arrows if a.kind == "carry"]
+
+
+def test_a_compiled_scan_is_a_loop_with_what_runs_before_and_after_outside() -> None:
+    loss, names = plain(7, unroll=False)
+    drawn = diagram(loss, names=names)
+    where = {
+        (box.title, group_of(drawn, i)) for i, box in enumerate(drawn.boxes) if box.kind in ("operation", "carry", "output")
+    }
+    assert where == {
+        ("matmul", "before the loop, for all t at once"),
+        ("carry", "loop × 7"),
+        ("matmul", "loop × 7"),
+        ("add", "loop × 7"),
+        ("tanh", "loop × 7"),
+        ("matmul", "after the loop, for all t at once"),
+        ("sum", None),
+    }
+    assert round_trips(drawn) == [("tanh", "carry")]
+    assert ("h0", "carry", "data", 1) in arrows(drawn)
+    shapes = {box.lines[-1] for i, box in enumerate(drawn.boxes) if (group_of(drawn, i) or "").startswith(("before", "after"))}
+    assert {"7×2×4 float32", "7×2×2 float32"} <= shapes
+    (loop,) = (group for group in drawn.groups if group.kind == "loop")
+    assert (loop.facts.steps, loop.facts.operations) == (7, 21)
+
+
+def test_an_unrolled_scan_folds_into_the_loop_that_was_written() -> None:
+    loss, names = plain(7, unroll=True)
+    text = draw(loss, names=names, time="folded", level="operations", values=0).text()
+    lines = {line.strip() for line in text.splitlines()}
+    assert "loop × 7 {" in lines
+    assert any(re.fullmatch(r"\w+: float32\[2,3\] = xs\[t\]", line) for line in lines)
+    assert "carry carry: float32[2,4] = h0" in lines
+    assert sum("matmul" in line for line in lines) == 3
+    drawn = diagram(loss, names=names, time="folded")
+    assert round_trips(drawn) == [("tanh", "carry")]
+    assert [box.title for i, box in enumerate(drawn.boxes) if group_of(drawn, i) is None and box.kind != "input"] == [
+        "reshape",
+        "concatenate",
+        "sum",
+    ]
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+def test_a_folded_picture_is_of_one_size_whatever_t_is(unroll: bool) -> None:
+    def count(steps: int, kind: type[ts.nn.Module], level: str, **options: object) -> int:
+        layer = kind(3, 4, **options)  # type: ignore[call-arg]
+        layer.unroll = unroll
+        loss = layer(ts.random.randn((steps, 2, 3)))[0].sum()
+        return len(draw(loss, names=layer, time="folded", level=level)._seen.boxes)  # type: ignore[arg-type]
+
+    assert count(5, ts.nn.LSTM, "both") == count(50, ts.nn.LSTM, "both") < 60
+    assert count(4, ts.nn.GRU, "modules", num_layers=2, bidirectional=True) < 60
+    assert count(40, ts.nn.GRU, "modules", num_layers=2, bidirectional=True) < 60
+
+
+def test_nested_loops_fold_into_nested_loops() -> None:
+    x = leaf(2)
+    y = x
+    for t in range(4):
+        with mode.scope("step", t):
+            for k in range(3):
+                with mode.scope("step", k):
+                    y = y.tanh()
+            y = y.exp()
+    drawn = diagram(y * 2, names={"x": x}, time="folded")
+    assert [(g.title, g.parent) for g in drawn.groups] == [("loop × 4", None), ("loop × 3", 0)]
+    assert Counter(box.title for box in drawn.boxes if box.kind == "operation") == {"tanh": 1, "exp": 1}
+    assert sorted(round_trips(drawn)) == [("exp", "carry"), ("tanh", "carry")]
+
+
+def test_a_loop_written_in_python_is_recognised() -> None:
+    w, u, h, xs = leaf(3, 4), leaf(4, 4), leaf(2, 4), leaf(20, 2, 3)
+    state, total = h, ts.tensor(0.0)
+    for t in range(20):
+        state = (xs[t] @ w + state @ u).tanh()
+        total = total + (state * state).sum()
+    names = {"w": w, "u": u, "h": h, "xs": xs}
+    drawn = diagram(total * 2, names=names, time="folded")
+    (loop,) = drawn.groups
+    assert loop.facts.steps in (19, 20)
+    assert len(drawn.boxes) < 25
+    assert {"carry 0", "carry 1"} == set(titles(drawn, "carry"))
+    assert Counter(box.title for box in drawn.boxes if box.group == 0)["matmul"] == 2
+    unrolled = diagram(total * 2, names=names, time="unrolled", backward=False)
+    assert None in [title for _, title in columns(unrolled)]
+    assert len(columns(unrolled)) == 5
+    assert columns(diagram(total * 2, names=names, limit=1000)) == []  # as it was recorded
+
+
+def test_what_repeats_side_by_side_is_no_loop() -> None:
+    x = leaf(8)
+    parts = [x[k : k + 2].tanh() for k in range(0, 8, 2)]
+    assert diagram(ts.concatenate(parts), time="folded").groups == ()
+
+
+def test_a_program_shows_both_ways() -> None:
+    from tinyseq.tape import Node, ancestors
+
+    loss, _ = plain(7, unroll=False)
+    nodes = [place for place in ancestors([loss.node]) if isinstance(place, Node)]  # type: ignore[list-item]
+    (scan,) = (node for node in nodes if node.primitive.name == "scan")
+    picture = draw(scan.params["runner"].program)
+    drawn = picture._seen
+    assert Counter(frames(drawn)) == Counter(
+        {
+            "before the loop, for all t at once": 2,
+            "loop, t = 0 … T−1": 1,
+            "after the loop, for all t at once": 2,
+            "once": 1,
+            "backward loop, t = T−1 … 0": 1,
+            "summed over all t": 1,
+        }
+    )
+    assert {"∂ xs", "∂ initial carry", "∂ ys"} <= set(titles(drawn, "gradient"))
+    assert "T×2×2 float32" in {line for box in drawn.boxes for line in box.lines}
+    references = set(titles(drawn, "reference"))
+    assert references
+    assert references <= {box.title for box in drawn.boxes if box.kind != "reference"}
+    assert "backward" not in {box.kind for box in draw(scan.params["runner"].program, backward=False)._seen.boxes}
+
+
+def test_a_compiled_scan_can_be_drawn_after_backward() -> None:
+    loss, names = plain(7, unroll=False)
+    before = diagram(loss, names=names)
+    loss.backward()
+    after = diagram(loss, names=names)
+    assert [box.title for box in after.boxes] == [box.title for box in before.boxes]
+    layer = ts.nn.LSTM(3, 4)
+    loss = layer(ts.random.randn((5, 2, 3)))[0].sum()
+    loss.backward()
+    assert "LSTM {" in draw(loss, names=layer).text()
+
+
+# --- steps in columns, and the way back -------------------------------------------------------------------------------
+
+
+def test_shown_steps() -> None:
+    assert shown_steps(3, 5) == [0, 1, 2]
+    assert shown_steps(100, 5) == [0, 1, 2, None, 99]
+    assert shown_steps(100, 3) == [0, None, 99]
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("reverse", [True, False])
+def test_unrolled_forward_is_above_and_backward_below_walking_back(unroll: bool, reverse: bool) -> None:
+    loss, names = plain(9, unroll=unroll, reverse=reverse)
+    drawn = diagram(loss, names=names, time="unrolled")
+    loops = [g for g, group in enumerate(drawn.groups) if group.kind == "loop"]
+    assert [drawn.groups[g].backward for g in loops] == [False, True]
+    shown = ["t = 0", "t = 1", "t = 2", "", "t = 8"]
+    for loop in loops:
+        assert [group.title for group in drawn.groups if group.parent == loop] == shown
+    strips = Strips(drawn)
+    forward, backward = set(), set()
+    for arrow in drawn.arrows:
+        ends = [strips.of_box[i] for i in (arrow.tail, arrow.head)]
+        if arrow.kind == "carry" and None not in ends:
+            tail, head = (shown.index(drawn.groups[column].title) for column in ends)  # type: ignore[index]
+            (backward if drawn.groups[ends[0]].backward else forward).add((tail, head))  # type: ignore[index]
+    rightwards = {(k, k + 1) for k in range(4)}
+    leftwards = {(k + 1, k) for k in range(4)}
+    assert (forward, backward) == ((leftwards, rightwards) if reverse else (rightwards, leftwards))
+    placed = place(drawn, Writer(drawn), Layout(60.0))
+    above, below = (placed.groups[g] for g in loops)
+    assert above.bottom > below.top
+    columns_ = [[placed.groups[g] for g, group in enumerate(drawn.groups) if group.parent == loop] for loop in loops]
+    for one, other in zip(*columns_, strict=True):
+        assert one.x == pytest.approx(other.x, abs=3.0)  # step below step
+    assert {"∂ W", "∂ U", "∂ V"} <= set(titles(drawn, "gradient"))
+
+
+def test_the_backward_pass_mirrors_the_tape() -> None:
+    x, y, k = leaf(2, 3), leaf(3), ts.tensor([1, 2])
+    loss = ((x * y).tanh()[k * 0] * 0.5).sum()
+    drawn = diagram(loss, names={"x": x, "y": y}, backward=True)
+    back = {(tail, head) for tail, head, kind, _ in arrows(drawn) if kind == "backward"}
+    assert back == {
+        ("sum", "∂ output"),
+        ("∂ output", "∂ sum"),
+        ("∂ sum", "∂ mul"),
+        ("∂ mul", "∂ getitem"),
+        ("∂ getitem", "∂ tanh"),
+        ("∂ tanh", "∂ mul"),
+        ("∂ mul", "∂ x"),
+        ("∂ mul", "∂ y"),
+    }
+    assert titles(drawn, "gradient") == ["∂ output", "∂ y", "∂ x"]
+
+
+NEW_LAYOUTS = [
+    lambda: diagram(*plain(7, False)[:1]),
+    lambda: diagram(*plain(7, True)[:1], time="folded"),
+    lambda: diagram(*plain(7, False)[:1], time="unrolled"),
+    lambda: diagram(*plain(7, True)[:1], time="unrolled"),
+    lambda: diagram(*plain(7, False)[:1], backward=True),
+    lambda: draw(lstm(6)[0], names=lstm(6)[1], level="modules", time="unrolled")._seen,
+    lambda: draw(lstm(6)[0], names=lstm(6)[1], time="folded", gradients={"h": np.logspace(-6, 0, 6)})._seen,
+]
+
+
+@pytest.mark.parametrize("build", NEW_LAYOUTS, ids=["loop", "folded", "columns", "tape", "back", "modules", "flow"])
+def test_nothing_overlaps_in_loops(build: Callable[[], Diagram]) -> None:
+    check_layout(build(), lines=False)
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+def test_small_values_are_shown_where_they_are_at_hand() -> None:
+    a, b = ts.tensor(2.0, requires_grad=True), ts.tensor([1.0, -0.5], requires_grad=True)
+    y = (a * b).tanh()
+    lines = {box.title: box.lines[-1] for box in draw(y, names=locals())._seen.boxes}
+    assert lines == {"a": "= 2", "b": "= [1, -0.5]", "mul": "2 float32", "y = tanh": "= [0.964, -0.7616]"}
+    assert all("=" not in line for box in draw(y, names=locals(), values=0)._seen.boxes for line in box.lines)
+    assert all("=" not in line for box in draw(y, names=locals(), values=1)._seen.boxes[1:] for line in box.lines)
+
+
+def test_kept_bytes_are_counted_once() -> None:
+    x = leaf(10, 10)
+    y = (x * 2).tanh()
+    z = (y * y).sum()  # tanh keeps its output, mul its inputs, which are the same array
+    (kept,) = {box.facts.kept for box in draw(z)._seen.boxes if box.title == "tanh"}
+    assert kept == 400
+    model = ts.nn.Sequential(ts.nn.Linear(10, 10), ts.tanh)
+    drawn = draw(model(x).sum(), names=model, level="modules", show=["kept"])._seen
+    (linear,) = (box for box in drawn.boxes if box.kind == "module")
+    assert linear.lines == ("110 parameters",)  # it keeps x and its weight, which are there anyway
+    (tanh,) = (box for box in drawn.boxes if box.title == "tanh")
+    assert tanh.lines == ("keeps 400 B",)
+
+
+def test_a_profile_has_the_norms_of_all_gradients_and_all_seconds() -> None:
+    x, w = ts.tensor(np.arange(6.0).reshape(2, 3), requires_grad=True), ts.tensor(np.ones((3, 2)), requires_grad=True)
+    start = time.perf_counter()
+    with ts.draw.profile() as profile:
+        h = (x @ w).tanh()
+        h.retain_grad()
+        (h * h).sum().backward()
+    took = time.perf_counter() - start
+    assert h.grad is not None
+    assert profile.gradients[h.node.serial] == pytest.approx(np.linalg.norm(h.grad.numpy()), rel=1e-10)  # type: ignore[union-attr]
+    for tensor in (x, w):
+        assert tensor.grad is not None
+        assert profile.gradients[tensor.node.serial] == pytest.approx(np.linalg.norm(tensor.grad.numpy()), rel=1e-10)  # type: ignore[union-attr]
+    assert len(profile.seconds) == 4
+    assert 0 < profile.total < took
+    picture = draw(h, names={"x": x, "w": w}, profile=profile)
+    facts = {box.title: box.facts for box in picture._seen.boxes}
+    assert facts["tanh"].seconds == profile.seconds[h.node.serial]  # type: ignore[union-attr]
+    assert {arrow.gradient for arrow in picture._seen.arrows} == {
+        facts["x"].gradient,
+        facts["w"].gradient,
+        facts["matmul"].gradient,
+    }
+    assert "gradient norm from" in picture.dot
+
+
+def test_a_profile_sees_a_compiled_scan_as_one_operation() -> None:
+    with ts.draw.profile() as profile:
+        loss, names = plain(7, unroll=False)
+        loss.backward()
+    picture = draw(loss, names=names, profile=profile)
+    (loop,) = (group for group in picture.diagram.groups if group.kind == "loop")
+    spent = [box.facts.seconds for box in picture.diagram.boxes if box.facts.seconds is not None]
+    assert sum(spent) == pytest.approx(profile.total, rel=1e-9)
+    assert loop.facts.steps == 7
+    assert names["U"].grad is not None
+    gradient = next(box.facts.gradient for box in picture.diagram.boxes if box.title == "U")
+    assert gradient == pytest.approx(float(np.linalg.norm(names["U"].grad.numpy())), rel=1e-5)
+
+
+def test_profiles_and_other_observers_both_watch() -> None:
+    x = leaf(2)
+    with ts.detect_anomaly(), ts.draw.profile() as outer, ts.draw.profile(gradients=False) as inner:
+        (x * 2).sum().backward()
+    assert len(outer.seconds) == len(inner.seconds) == 2
+    assert outer.gradients
+    assert not inner.gradients
+    assert mode.current().observer is None
+
+
+def test_gradients_that_are_no_numbers_are_said_to_be() -> None:
+    x = ts.tensor([0.0, 1.0], requires_grad=True)
+    with np.errstate(all="ignore"), ts.draw.profile() as profile:
+        y = (x * 0.0).log() * x
+        y.sum().backward()
+    picture = draw(y.sum(), names={"x": x}, profile=profile)
+    assert "‖grad‖ = NaN" in picture.dot
+    assert "#D55E00" in picture.dot
+    assert ElementTree.fromstring(picture.svg()).tag == f"{SVG}svg"
+    assert "NaN" in picture.text() or picture.text()
+    loss, names = plain(4, unroll=False)
+    strip = draw(loss, names=names, gradients={"h": [float("nan"), 0.0, float("inf"), 1e-300]})
+    assert "NaN … 1e-300" in strip.dot
+    assert strip.svg()
+
+
+def test_norms_stand_under_a_folded_loop() -> None:
+    loss, names = plain(200, unroll=False)
+    norms = np.logspace(-30, 0, 200)
+    picture = draw(loss, names=names, gradients={"state": ts.tensor(norms)})
+    (strip,) = (box for box in picture._seen.boxes if box.kind == "flow")
+    assert strip.facts.flow == (("state", tuple(norms)),)
+    assert picture.dot.count('width="8"') == 50  # four steps a cell
+    assert "state: 1e-30 … 1" in picture.text()
+    assert not titles(draw(loss, names=names, gradients={"state": norms[:10]})._seen, "flow")  # of another loop
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+def test_norms_are_at_the_arrows_of_their_steps(unroll: bool) -> None:
+    layers = ts.nn.RNN(3, 4, num_layers=2)
+    layers.unroll = unroll
+    with ts.trace_gradients() as flow:
+        loss = layers(ts.random.randn((6, 2, 3)))[0][-1].sum()
+        loss.backward()
+    assert set(flow) == {"RNN", "RNN 2"}
+    drawn = draw(loss, names=layers, gradients=flow, time="unrolled", steps=4, level="modules")._seen
+    strips = Strips(drawn)
+    found: dict[tuple[bool, int], list[float]] = {}
+    for arrow in drawn.arrows:
+        column = strips.of_box[arrow.tail]
+        if arrow.kind == "carry" and column is not None:
+            loop = drawn.groups[strips.row[column]]
+            same = [g for g, group in enumerate(drawn.groups) if group.kind == "loop" and group.backward == loop.backward]
+            found.setdefault((loop.backward, same.index(strips.row[column])), []).append(arrow.gradient or 0.0)
+    for layer, name in enumerate(("RNN", "RNN 2")):
+        expected = sorted(flow[name][[0, 1, 4]])
+        assert sorted(found[False, layer]) == pytest.approx(expected, rel=1e-6)
+        assert sorted(found[True, 1 - layer]) == pytest.approx(expected, rel=1e-6)
+
+
+# --- looks ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_legend_names_what_is_there_and_nothing_else() -> None:
+    x = leaf(2)
+    text = draw((x * ts.tensor([1.0, 2.0])).sum()).dot
+    assert all(f">{meaning}</font>" in text for meaning in ("input", "constant", "operation", "result"))
+    assert ">parameter</font>" not in text
+    assert "legend" not in draw(x.tanh(), legend=False).dot
+
+
+def test_themes_exchange_colours_only() -> None:
+    loss, cell = lstm(2)
+    light, dark, auto = (draw(loss, names=cell, theme=theme) for theme in ("light", "dark", "auto"))  # type: ignore[arg-type]
+    hex_ = re.compile(r"#[0-9A-Fa-f]{6}\b")
+    assert hex_.sub("", light.dot) == hex_.sub("", dark.dot)
+    assert light.dot == auto.dot
+    assert "#16191D".lower() in dark.svg()
+    assert "prefers-color-scheme:dark" in auto.svg()
+    assert "prefers-color-scheme" not in light.svg() + dark.svg()
+    assert re.sub(r"<style>.*?</style>", "", auto.svg()) == light.svg()
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_text_has_contrast_and_the_scale_is_told_by_lightness_alone() -> None:
+    from tinyseq.draw.colours import DARK, DARK_SCALE, LIGHT, SCALE
+
+    for palette, scale in ((LIGHT, SCALE), (DARK, DARK_SCALE)):
+        for role, colour in palette.items():
+            if role.endswith("area") or role in ("page", "box", "column"):
+                light, dark = sorted((luminance(colour), luminance(palette["ink"])), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) > 7, role
+        steps = [luminance(colour) for colour in scale]
+        assert steps == sorted(steps, reverse=palette is LIGHT)
+
+
+def test_unknown_words_are_refused() -> None:
+    x = leaf(2)
+    for options, message in (
+        ({"level": "layers"}, "level='layers' is unknown; choose from 'modules', 'operations', 'both'"),
+        ({"time": "flat"}, "time='flat' is unknown"),
+        ({"theme": "blue"}, "theme='blue' is unknown"),
+        ({"show": ["taste"]}, "show='taste' is unknown; choose from 'shape', 'value'"),
+        ({"steps": 2}, "steps must be at least 3"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            draw(x.tanh(), **options)  # type: ignore[arg-type]
+    with pytest.raises(DTypeError, match="gradients is a list"):
+        draw(x.tanh(), gradients=[1.0])  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"gradients\['h'\] has shape \(2, 2\)"):
+        draw(x.tanh(), gradients={"h": np.ones((2, 2))})
+
+
+def test_plots_are_there_and_matplotlib_is_not_imported_before_they_are_asked_for() -> None:
+    code = (
+        "import sys, tinyseq as ts; ts.draw(ts.tensor([1.0], requires_grad=True) * 2).dot; print('matplotlib' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    pytest.importorskip("matplotlib")
+    assert len(ts.draw.gradient_flow({"h": [0.1, 1.0]}).axes[0].images) == 1
+    assert ts.draw.attention(np.ones((1, 2)) / 2).axes
+    assert ts.draw.curves([1.0, 0.5]).axes
+
+
+# --- any size ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_unrolled_steps_of_an_lstm_take_seconds() -> None:
+    loss, cell = lstm(1000)
+    start = time.monotonic()
+    picture = draw(loss, names=cell)
+    picture.svg()
+    assert time.monotonic() - start < 10  # about one
+    assert "… 996 more steps …" in picture.dot
+    start = time.monotonic()
+    folded = draw(loss, names=cell, time="folded")
+    folded.svg()
+    assert time.monotonic() - start < 10
+    assert len(folded._seen.boxes) < 60
+
+
+def test_frames_may_be_nested_deeper_than_the_stack() -> None:
+    x = leaf(2)
+    depth = 3000
+    scopes = [mode.scope("module", f"M{k}") for k in range(depth)]
+    for scope in scopes:
+        scope.__enter__()
+    y = x.tanh().exp()
+    for scope in reversed(scopes):
+        scope.__exit__()
+    picture = draw(y, names={"x": x})
+    assert len(picture.diagram.groups) == depth
+    assert picture.dot.count("subgraph") == depth
+    assert picture.text().count("{") == depth
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=[ascii(name)[:20] for name in HOSTILE])
+def test_hostile_names_of_modules_and_norms_do_nothing(name: str) -> None:
+    x = leaf(2, 2)
+    with mode.scope("module", name):
+        _, ys = ts.scan(lambda h, x: ((h @ x).tanh(),) * 2, ts.zeros((2, 2)), ts.zeros((3, 2, 2)) + x)
+    picture = draw(ys.sum(), names={name: x}, gradients={name: [1.0, 2.0, 3.0]})
+    node_texts(picture.svg())
+    assert picture.text()
+    assert len(picture.dot) < 20_000

@@ -478,7 +478,7 @@ def _with_strips(diagram: Diagram, flow: Flow, names: Mapping[str, Sequence[str]
         rows = tuple((shorten(name), tuple(float(x) for x in flow[name])) for name in mine)
         if rows:
             groups[g] = replace(group, facts=replace(group.facts, flow=rows))
-            boxes.append(Box(f"{group.id}.flow", "flow", "‖∂L/∂h_t‖", (), g, Facts(flow=rows)))
+            boxes.append(Box(f"{group.id}.flow", "flow", "‖∂L/∂hₜ‖", (), g, Facts(flow=rows)))
     return replace(diagram, boxes=tuple(boxes), groups=tuple(groups))
 
 

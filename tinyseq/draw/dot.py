@@ -218,7 +218,7 @@ class Writer:
         axis = f'<tr><td></td><td colspan="{half}" align="left">{grey}t = 0</font></td>'
         if count > half:
             axis += f'<td colspan="{count - half}" align="right">{grey}t = {longest - 1}</font></td>'
-        title = f'<tr><td colspan="{count + 2}">{grey}gradient norms ‖∂L/∂h<sub>t</sub>‖</font></td></tr>'
+        title = f'<tr><td colspan="{count + 2}">{grey}gradient norms ‖∂L/∂hₜ‖</font></td></tr>'
         table = '<table border="0" cellborder="0" cellpadding="1" cellspacing="1">'
         return f"{table}{title}{''.join(rows)}{axis}<td></td></tr></table>"
 

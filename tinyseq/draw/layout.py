@@ -217,8 +217,7 @@ def _text_around(diagram: Diagram, writer: Writer, strips: Strips, rows: Mapping
         cells.append(_cell(round(row.width) - at, row.height))
         table = f'<table border="0" cellborder="0" cellpadding="0" cellspacing="0"><tr>{"".join(cells)}</tr></table>'
         size = f'height="{row.height / 72:.4f}", width="{row.width / 72:.4f}"'
-        group = f'group="rows{len(row.columns)}"'
-        nodes[number] = [f'r{number} [label=<{table}>, fixedsize="true", {size}, margin="0", {group}];']
+        nodes[number] = [f'r{number} [label=<{table}>, fixedsize="true", {size}, margin="0"];']
     return "\n".join([OPENING, *_clusters(diagram, writer, strips, None, nodes), *lines, *writer.hints(), "}\n"])
 
 

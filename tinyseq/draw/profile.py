@@ -57,13 +57,17 @@ class Profile:
 
     def applied(self, primitive: Primitive, arrays: tuple[Any, ...], output: Any, node: Node | None) -> None:
         """An operation has run forward: what has passed since the one before is its time."""
+        if mode.current().tracing:
+            return  # a step that is traced computes nothing; the time goes to the scan
         now = time.perf_counter()
         if node is not None:
-            self._add(node, now)
+            self._add(self._scan_before(node) or node, now)
         self._last = time.perf_counter()
 
     def pulled(self, node: Node, cotangent: Any, contributions: Any) -> None:
         """An operation's VJP has run."""
+        if mode.current().tracing:
+            return
         self._add(node, time.perf_counter())
         if self._with_gradients:
             self._note(node, cotangent)
@@ -72,6 +76,15 @@ class Profile:
                 if isinstance(parent, Leaf) and part is not None:
                     self._note(parent, part)
         self._last = time.perf_counter()
+
+    def _scan_before(self, node: Node) -> Node | None:
+        """A compiled scan that has just run and said nothing of it: the operation that reads its result does."""
+        for parent in node.parents:
+            if isinstance(parent, Node) and parent.primitive.name == "item":
+                scan = parent.parents[0]
+                if isinstance(scan, Node) and scan.serial not in self.seconds:
+                    return scan
+        return None
 
     def _add(self, node: Node, now: float) -> None:
         self.seconds[node.serial] = self.seconds.get(node.serial, 0.0) + now - self._last

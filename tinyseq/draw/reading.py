@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinyseq.abstract import Abstract
@@ -72,8 +72,7 @@ class Names:
             self.known[id(place)] = self.known[id(original.data)]
         elif isinstance(original, Parameter):
             self.known[id(place)] = (original.name or "", True)
-        else:
-            self.constants.add(id(place))
+        self.constants.add(id(place))
         self.arrays[id(place)] = original.data
 
     def of(self, thing: Any) -> str | None:
@@ -118,8 +117,10 @@ class _Reader:
         self.running: dict[int, int] = {}  # the loop that goes on, by the identity of the scope that it runs in
         self.times: dict[int, list[int]] = {}  # of each loop
         self.scans: dict[Place | None, Scan] = {}  # that are opened
+        self.first: dict[str, Item] = {}  # the first operation of an opened scan, which has the facts of the whole
         self.unnamed = 0
         self.traced = False
+        self.given = {id(_owner(array)) for array in names.arrays.values()}  # arrays that are there anyway
 
     def run(self, outputs: Sequence[Place], closed: Mapping[Place, Tensor]) -> Record:
         asked = set(outputs)
@@ -140,6 +141,9 @@ class _Reader:
                 scan, index = self.scans[place.parents[0]], place.params["index"]
                 self.places[place] = [*scan.last, *scan.ys][index]
                 scan.used = {*(scan.used or ()), index}
+                first = self.first.get(scan.prefix)
+                if first is not None and place.serial in self.seconds:
+                    first.seconds = (first.seconds or 0.0) + self.seconds[place.serial]
                 self._name(place)
             else:
                 self.places[place] = [self._operation(place, number, "output" if place in asked else "operation")]
@@ -198,10 +202,12 @@ class _Reader:
         item.frame = self._frame(node.scope)
         # What a kernel of the backend keeps besides its output comes with it.
         output, *more = node.output if isinstance(node.output, tuple) else (node.output,)
-        own = [a for a, parent in zip(node.inputs or (), node.parents, strict=False) if not isinstance(parent, Leaf)]
         extra = [a for part in more for a in (part if isinstance(part, tuple) else (part,))]
+        for array, parent in zip(node.inputs or (), node.parents, strict=False):
+            if isinstance(parent, Leaf):
+                self.given.add(id(_owner(array)))
         if not self.traced:
-            item.kept.update((id(a), _bytes(a)) for a in (*own, output, *extra) if _bytes(a))
+            item.kept.update(self._kept((*(node.inputs or ()), output, *extra)))
         known = self.names.arrays.get(id(node)) if output is None else output
         item.array = None if isinstance(known, Abstract) else known
         for array, parent in zip(node.inputs or (), node.parents, strict=False):
@@ -231,7 +237,6 @@ class _Reader:
                 inputs.append([self.constant(array)])
         kept = node.params.get("kept")
         kept = kept if isinstance(kept, Mapping) else {}
-        own = {id(a) for a in node.inputs or ()}
         before = len(self.record.items)
         scan = self.opening.forward(
             self.record,
@@ -247,8 +252,15 @@ class _Reader:
         body = [i for i in range(before, len(self.record.items)) if self.record.items[i].frame is not None]
         first = self.record.items[body[0]] if body else None
         if first is not None:
-            first.kept.update((id(a), _bytes(a)) for a in kept.values() if id(a) not in own and _bytes(a))
+            self.first[scan.prefix] = first
+            given = {id(_owner(a)) for a in node.inputs or ()}
+            first.kept.update((key, size) for key, size in self._kept(kept.values()) if key not in given)
             first.seconds = self.seconds.get(node.serial)
+
+    def _kept(self, arrays: Iterable[Any]) -> list[tuple[int, int]]:
+        """Which memory these arrays keep, by its identity, and how many bytes; what is there anyway is not kept."""
+        owners = (_owner(array) for array in arrays if getattr(array, "nbytes", 0))
+        return [(id(owner), int(owner.nbytes)) for owner in owners if id(owner) not in self.given]
 
     # Scopes
 
@@ -286,8 +298,10 @@ def _goes_on(times: list[int], t: int) -> bool:
     return t > last if last > first else t < last if last < first else t != last
 
 
-def _bytes(array: Any) -> int:
-    return int(getattr(array, "nbytes", 0) or 0)
+def _owner(array: Any) -> Any:
+    """The array whose memory a view looks at."""
+    base = getattr(array, "base", None)
+    return base if hasattr(base, "nbytes") else array
 
 
 def _norm(gradient: Any) -> float:

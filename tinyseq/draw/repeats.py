@@ -12,6 +12,7 @@ from tinyseq.draw.record import Frame, Record
 __all__ = ["recognise"]
 
 FEWEST = 3  # repeats that make a loop
+SMALLEST = 0.01  # of all operations: what repeats itself for less is chance
 CANDIDATES = 24  # lengths of a step that are tried
 
 
@@ -35,7 +36,7 @@ def recognise(record: Record) -> bool:
     while waiting:
         low, high = waiting.pop()
         run = _longest(tokens[low:high])
-        if run is None:
+        if run is None or run[1] < len(tokens) * SMALLEST:
             continue
         start, length, period = run
         start += low
