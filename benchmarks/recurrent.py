@@ -6,9 +6,9 @@
 
 The cells and sizes are in `cells.py`, how each library runs them is in `libraries.py`. "forward" is inference, under
 `no_grad`; "forward+backward" has the gradients of the inputs, the initial state and all parameters. Ratios are given as how
-many times as fast tinyseq is: over 1, it is the faster one. `--write` merges what was measured into the results that are
-there, so that a run can be cut into pieces. The two hoisted peers, to be asked for by name, have the inputs' products before
-the loop, which tinyseq finds by itself and a user of PyTorch or JAX has to write.
+many times as fast tinyseq is: over 1, it is the faster one. `--write` merges each cell, as soon as it is measured, into the
+results that are there, so that a run can be cut into pieces. The two hoisted peers, to be asked for by name, have the
+inputs' products before the loop, which tinyseq finds by itself and a user of PyTorch or JAX has to write.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def summary_table(report: Mapping[str, Any], mode: str) -> Table:
 def spread(speeds: Sequence[float]) -> str:
     if not speeds:
         return ""
-    return f"**{statistics.geometric_mean(speeds):.2f}** [{min(speeds):.2f}, {max(speeds):.2f}]"
+    return f"{statistics.geometric_mean(speeds):.2f} [{min(speeds):.2f}, {max(speeds):.2f}]"
 
 
 def cell_table(report: Mapping[str, Any], cell: str) -> Table:
@@ -232,25 +232,30 @@ def interval(row: Record) -> str:
 
 
 def facts(report: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"Run {name}: {run['machine']['cpu']}, {run['machine']['cores']} cores, {run['machine']['threads']} thread(s) for each "
-        f"process ({run['machine']['system']}); NumPy's BLAS {run['machine']['blas']}; GEMM {common.GEMM_SIZE} x "
-        f"{common.GEMM_SIZE} float32, before and after: "
-        + " and ".join(f"{rate} GFLOP/s" for rate in run["machine"]["gemm_gflops"])
-        + f"; a turn {run['seconds']} s"
-        + "".join(f"; left out: {peer} ({reason})" for peer, reason in run["missing"].items())
-        for name, run in report["runs"].items()
-    ]
     versions = {
         f"{name} {number}" for run in report["runs"].values() for of in run["versions"].values() for name, number in of.items()
     }
+    machines = {
+        f"{m['cpu']}, {m['cores']} cores ({m['system']}), {m['threads']} thread(s) for each process, NumPy's BLAS {m['blas']}"
+        for m in (run["machine"] for run in report["runs"].values())
+    }
+    missing = {f"{peer} ({reason})" for run in report["runs"].values() for peer, reason in run["missing"].items()}
     return [
-        *lines,
+        *sorted(machines),
+        *(f"Left out: {each}" for each in sorted(missing)),
         f"Versions: {', '.join(sorted(versions))}",
         "A figure says how many times as fast as the peer tinyseq is: theirs / ours, the median over pairs measured in turn; "
         "brackets hold the quartiles, ×n is the number of pairs. In summaries they hold the least and the most of all sizes",
         "GFLOP/s counts the matrix products alone, backward twice as many as forward; of peak: as a share of the GEMM's",
     ]
+
+
+def runs_table(report: Mapping[str, Any]) -> Table:
+    lines = [["run", "threads", "seconds a turn", "GEMM before, GFLOP/s", "after"]]
+    for name, run in report["runs"].items():
+        rates = [f"{rate:.1f}" for rate in run["machine"]["gemm_gflops"]]
+        lines.append([name, str(run["machine"]["threads"]), str(run["seconds"]), *rates])
+    return lines
 
 
 def sections(report: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
@@ -261,6 +266,7 @@ def sections(report: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     for name, cell in CELLS.items():
         if chosen(report["rows"], cell=name):
             yield f"{name} ({cell.paper})", cell_table(report, name)
+    yield f"Runs; GEMM is a product of two {common.GEMM_SIZE} x {common.GEMM_SIZE} float32 matrices", runs_table(report)
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
@@ -307,9 +313,9 @@ def text(report: Mapping[str, Any]) -> str:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def cases(args: argparse.Namespace) -> list[Case]:
+def cases(cell: str, args: argparse.Namespace) -> list[Case]:
     sizes = args.sizes or (QUICK if args.quick else SIZES)
-    return [Case(f"{cell} {size}", {"cell": cell, "size": list(size)}) for cell in args.cells for size in sizes]
+    return [Case(f"{cell} {size}", {"cell": cell, "size": list(size)}) for size in sizes]
 
 
 def size_of(text: str) -> Size:
@@ -338,25 +344,33 @@ def main() -> None:
         return
     if args.torch_compile:
         args.peers = [*args.peers, "compile"]
-    measured = common.measure(__file__, PEERS, cases(args), args, also=AND_ALSO)
-    run = {
-        "machine": measured.machine,
-        "versions": measured.versions,
-        "missing": measured.missing,
-        "backend": args.backend,
-        "seconds": args.seconds,
-    }
-    name = measured.machine["date"]
-    report = {"title": title, "runs": {name: run}, "rows": [record(row, name) for row in measured.rows]}
+    report: dict[str, Any] = {"title": title, "runs": {}, "rows": []}
+    for cell in args.cells:  # each has a run, and a GEMM rate, of its own, and is kept if the next one is broken off
+        measured = common.measure(__file__, PEERS, cases(cell, args), args, also=AND_ALSO)
+        name = f"{cell}, {measured.machine['date']}"
+        run = {
+            "machine": measured.machine,
+            "versions": measured.versions,
+            "missing": measured.missing,
+            "backend": args.backend,
+            "seconds": args.seconds,
+        }
+        new = {"title": title, "runs": {name: run}, "rows": [record(row, name) for row in measured.rows]}
+        report = merged(report, new)
+        if args.write:
+            keep(args.write, new)
     print("\n".join(facts(report)))
     for head, lines in sections(report):
         print(f"\n{head}\n{common.plain(lines)}")
-    if args.write:
-        path = args.write / "recurrent.json"
-        old = json.loads(path.read_text("utf-8")) if path.exists() else {"runs": {}, "rows": []}
-        report = merged(old, report)
-        common.write(__file__, args.write, report, text(report))
-        draw(report, path.with_suffix(".png"))
+
+
+def keep(folder: Path, new: Mapping[str, Any]) -> None:
+    """Merge what was measured into the results in the folder."""
+    path = folder / "recurrent.json"
+    old = json.loads(path.read_text("utf-8")) if path.exists() else {"runs": {}, "rows": []}
+    report = merged(old, new)
+    common.write(__file__, folder, report, text(report))
+    draw(report, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
