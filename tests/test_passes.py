@@ -733,3 +733,17 @@ def test_the_page_about_the_compiler_prints_what_it_says() -> None:
     page = Path(__file__).parents[1] / "docs" / "compiler.md"
     result = doctest.testfile(str(page), module_relative=False)
     assert (result.failed, result.attempted > 20) == (0, True)
+
+
+def test_parts_of_parts_are_split_at_once() -> None:
+    a, b, c = (Var((2, n), np.dtype("float64")) for n in (1, 2, 3))
+    w = Var((6, 4), np.dtype("float64"))
+    text = "concatenate"
+    inner = Equation(TABLE[text], (a, b), {"axis": -1, "sizes": (1, 2)}, Var((2, 3), a.dtype))
+    outer = Equation(TABLE[text], (inner.output, c), {"axis": -1, "sizes": (3, 3)}, Var((2, 6), a.dtype))
+    product = Equation(TABLE["matmul"], (outer.output, w), {}, Var((2, 4), a.dtype))
+    graph = Graph((a, b, c), (inner, outer, product), (product.output,), (w,))
+    after = split_products(graph)
+    assert [e.primitive.name for e in after.equations].count("matmul") == 3
+    assert not [e for e in after.equations if e.primitive.name == text]
+    assert [e.inputs[0] for e in after.equations if e.primitive.name == "matmul"] == [a, b, c]
