@@ -187,3 +187,23 @@ h.sum().backward()
     assert "[tinyseq source]" not in most
     assert "def loop(" in said("source")
     assert "[tinyseq time]" not in said("graph,split")
+
+
+def test_norms_that_are_small_in_float32_are_not_zero(backend: Any) -> None:
+    a = ts.tensor(np.float32(1e-3), requires_grad=True)
+    with ts.trace_gradients() as flow:
+        h, _ = ts.scan(lambda h, x: (a * h + x, None), ts.zeros((1, 1)), ts.ones((11, 1, 1)))
+        h.sum().backward()
+    np.testing.assert_allclose(flow["scan"], 1e-3 ** np.arange(10, -1, -1.0), rtol=1e-5)
+
+
+def test_norms_of_a_backward_pass_that_is_recorded(backend: Any) -> None:
+    step, _, (carry, xs) = case()
+    found = []
+    for recorded in (False, True):
+        with ts.trace_gradients() as flow:
+            (h, c), _ = ts.scan(step, carry, xs)
+            ((h**2).sum() + c.sum()).backward(create_graph=recorded)
+        found.append(flow)
+    for name in ("scan.0", "scan.1"):
+        np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-10)

@@ -42,9 +42,5 @@ class Tracer(Backend):
     ended: bool
 
     def apply(self, primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
-        """Record an operation."""
-        raise NotImplementedError
-
-    def inside(self, x: Tensor) -> Tensor:
-        """The traced Tensor that stands for a Tensor."""
+        """Record an operation, at least one of whose inputs is traced."""
         raise NotImplementedError

@@ -124,8 +124,6 @@ def _backend_for(primitive: Primitive, inputs: tuple[Any, ...]) -> Backend:
     tracers = [x.data.tracer for x in inputs if isinstance(x, Tensor) and isinstance(x.data, Abstract)]
     if tracers:
         return max(tracers, key=lambda tracer: tracer.level)
-    if isinstance(staging := mode.current().backend, Tracer):  # a trace that takes in what has numbers too
-        return staging
     found = {type(x.data): backend_of(x.data) for x in inputs if isinstance(x, Tensor)}
     if len(found) > 1:
         names = " and ".join(repr(b.name) if b else f"no backend ({kind})" for kind, b in found.items())
@@ -217,8 +215,6 @@ def raw(backend: Backend) -> _Raw:
 
 def link(x: Tensor) -> Tensor:
     """The same value at a new place on the tape: gradients with respect to it are its own, and flow on to ``x``."""
-    if isinstance(staging := mode.current().backend, Tracer):
-        x = staging.inside(x)
     node: Place = (
         _new_leaf(x.data)
         if x.node is None
@@ -592,8 +588,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same array as a constant: no gradient flows through it."""
-        traced = isinstance(self.data, Abstract) or isinstance(current_mode().backend, Tracer)
-        return apply(TABLE["detach"], (self,)) if traced else Tensor(self.data)
+        return apply(TABLE["detach"], (self,)) if isinstance(self.data, Abstract) else Tensor(self.data)
 
     def requires_grad_(self, value: bool = True) -> Tensor:
         """Set ``requires_grad`` and return the tensor itself."""

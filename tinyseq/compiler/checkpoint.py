@@ -65,7 +65,7 @@ class Checkpointed:
         return state, self._joined(ys, reverse), (starts, list(xs), list(closed))
 
     def backward(
-        self, kept: Any, last: Sequence[Array], ys: Sequence[Array], steps: int, reverse: bool, norms: Any = None
+        self, kept: Any, last: Sequence[Array], ys: Sequence[Array], steps: int, reverse: bool, squares: Any = None
     ) -> list[Array | None]:
         """From the cotangents of the last carry and of the outputs to those of carry, xs and what was closed over."""
         starts, xs, closed = kept
@@ -73,19 +73,19 @@ class Checkpointed:
         of_carry: list[Any] = list(last)
         of_xs: list[list[Array | None]] = []
         of_closed: list[Array | None] = []
-        squares: list[list[Array]] = []
+        watched: list[list[Array]] = []
         for (a, b), start in zip(reversed(self._pieces(steps, reverse)), reversed(starts), strict=True):
             _, _, again = self.full.forward(start, self._cut(xs, a, b), closed, b - a, reverse)
             found: list[Array] = []
             gradients = self.full.backward(again, of_carry, self._cut(ys, a, b), b - a, reverse, found.extend)
-            squares.append(found)
+            watched.append(found)
             of_carry = gradients[:carries]
             of_xs.append(gradients[carries : carries + inputs])
             more = gradients[carries + inputs :]
             add = self.backend.ops.add
             of_closed = [m if t is None else add(t, m) for t, m in zip(of_closed, more, strict=True)] if of_closed else more
-        if norms is not None:
-            norms(self._joined(squares, not reverse))
+        if squares is not None:
+            squares(self._joined(watched, not reverse))
         wanted = [i for i in range(inputs) if of_xs[0][i] is not None]
         stacks = iter(self._joined([[piece[i] for i in wanted] for piece in of_xs], not reverse)) if wanted else iter(())
         return [*of_carry, *(next(stacks) if i in wanted else None for i in range(inputs)), *of_closed]

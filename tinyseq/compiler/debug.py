@@ -15,8 +15,6 @@ from contextlib import contextmanager
 
 __all__ = ["show", "timed", "wanted"]
 
-KINDS = ("graph", "split", "source", "time")
-
 
 def wanted(kind: str) -> bool:
     """Whether to show this kind of thing."""

@@ -148,7 +148,10 @@ def differentiate(opened: Opened, carries: int, wanted: Sequence[bool], watch: b
             if gradients[i] is None:
                 x = arguments[i]
                 gradients[i] = tracer.inside(Tensor(tracer.full(x.shape, 0, x.dtype)))
-        squares = [(left[i] * left[i]).sum(-1) if outputs[i].ndim else left[i] * left[i] for i in watched if i in left]
+        squares = []
+        for i in sorted(left):
+            exact = left[i].astype("float64")  # the square of what is small in float32 would be zero
+            squares.append((exact * exact).sum(-1) if exact.ndim else exact * exact)
     traced = graph_of(tracer, [*arguments, *cotangents], [*outputs, *gradients, *squares])
     inputs, ys = len(arguments) - carries, len(outputs) - carries
     return Body(simplify(traced.graph), carries, inputs, ys, traced.closed, tuple(sorted(left)))

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tinyseq import mode
-from tinyseq.abstract import Abstract, Tracer
+from tinyseq.abstract import Abstract
 from tinyseq.backend import Backend
 from tinyseq.compiler.checkpoint import Checkpointed
 from tinyseq.compiler.loop import FlatStep, Opened, differentiate, open_body, program
 from tinyseq.compiler.run import Runner
-from tinyseq.flow import Entry
+from tinyseq.flow import Entry, watch
 from tinyseq.functions import stack
 from tinyseq.graph import Var
 from tinyseq.primitives import Primitive
@@ -53,7 +53,7 @@ def compiled_scan(
         xs: the inputs, (T, ...).
         steps: T.
         reverse: run from the last step to the first.
-        unrolled: the same scan of other carry and xs on the tape, for derivatives of higher order.
+        unrolled: the same scan on the tape, for a step that reads what is traced outside it.
         every: keep the carry every so many steps, and run the steps between again for the gradient.
         flow: where the norms of the carry's gradients go.
     """
@@ -64,10 +64,11 @@ def compiled_scan(
     inputs = (*carry, *xs, *opened.traced.closed)
     recording = mode.current().recording
     wanted = tuple(recording and x.node is not None for x in inputs)
-    runner: Runner | Checkpointed = _runner(backend, opened, len(carry), wanted, flow is not None and any(wanted))
+    full = _runner(backend, opened, len(carry), wanted, watch=flow is not None and any(wanted))
+    runner: Runner | Checkpointed = full
     if every is not None and every < steps and any(wanted):
-        nothing = (False,) * len(wanted)
-        runner = Checkpointed(_runner(backend, opened, len(carry), nothing), runner, every)  # type: ignore[arg-type]
+        light = _runner(backend, opened, len(carry), (False,) * len(wanted))
+        runner = Checkpointed(light, full, every)
     # Differentiation may have met constants of its own; they follow what the body closed over.
     constants = runner.program.body.closed[len(opened.traced.closed) :]
     closed = [x.data for x in (*opened.traced.closed, *constants)]
@@ -137,6 +138,7 @@ def _on_the_tape(
     """The traced step, run over time and recorded."""
     graph, steps, reverse = params["graph"], params["steps"], params["reverse"]
     ys: list[list[Tensor]] = []
+    squares: dict[int, Any] = {}
     for t in reversed(range(steps)) if reverse else range(steps):
         env: dict[Any, Any] = dict(zip(graph.inputs, (*carry, *(x[t] for x in stacks)), strict=True))
         env.update(zip(graph.closed, closed, strict=True))
@@ -145,6 +147,8 @@ def _on_the_tape(
         outputs = [env[x] if isinstance(x, Var) else as_tensor(x) for x in graph.outputs]
         carry = outputs[: len(carry)]
         ys.append(outputs[len(carry) :])
+        if params["flow"] is not None:
+            watch(params["flow"], t, steps, carry, squares)
     if reverse:
         ys.reverse()
     return carry, [stack(list(column)) for column in zip(*ys, strict=True)]
@@ -154,5 +158,5 @@ _SCAN = Primitive("scan", lambda *inputs, **params: None, (), _scan_vjp)
 
 
 def traced(tensors: Sequence[Tensor]) -> bool:
-    """Whether any of the tensors is being traced, or all in a ``jit``: then a scan within is unrolled into the trace."""
-    return any(isinstance(x.data, Abstract) for x in tensors) or isinstance(mode.current().backend, Tracer)
+    """Whether any of the tensors is being traced: then a scan within is unrolled into the trace."""
+    return any(isinstance(x.data, Abstract) for x in tensors)
