@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import warnings
 import zlib
 from collections.abc import Iterator
 
@@ -39,6 +40,21 @@ def _sealed() -> Iterator[None]:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """NumPy's generator, seeded by the test's name: each test has its own numbers, and the same ones each time."""
     return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def strict_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A backend on which nothing may leave the compiled loop."""
+    from tinyseq.backend import use_backend
+
+    if request.param == "numba":
+        pytest.importorskip("numba")
+        import tinyseq_numba
+
+        tinyseq_numba._say_once.cache_clear()
+    with use_backend(request.param), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -198,10 +198,8 @@ def minimal_step(F: Names, p: Params, a: Any, state: Any) -> Any:
 
 
 def projected_step(F: Names, p: Params, a: Any, state: Any) -> Any:
-    r, c = state
-    i, f, g, o = F.split(a + F.linear(r, p["weight_hh"], p["bias_hh"]), 4)
-    c = F.sigmoid(f) * c + F.sigmoid(i) * F.tanh(g)
-    r = F.linear(F.sigmoid(o) * F.tanh(c), p["weight_hr"])
+    h, (_, c) = lstm_step(F, p, a, state)
+    r = F.linear(h, p["weight_hr"])
     return r, (r, c)
 
 

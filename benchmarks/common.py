@@ -387,12 +387,17 @@ def _join(versions: Mapping[str, str]) -> str:
 def table(rows: Sequence[Row]) -> list[list[str]]:
     lines = [["case", "mode", "peer", "tinyseq", "peer's", "ours / theirs", "aim"]]
     for row in rows:
-        low, _, high = statistics.quantiles(row.ratios, n=4) if len(row.ratios) > 1 else row.ratios * 3
+        low, _, high = quartiles(row.ratios)
         ours, theirs = (f"{time_text(value)} / {row.unit}" for value in (row.ours, row.theirs))
         lines.append([row.case, row.mode, row.peer, ours, theirs, f"{row.ratio:.2f} [{low:.2f}, {high:.2f}]", row.verdict])
     for mode, peer, mean, aim in geometric_means(rows):
         lines.append(["geometric mean", mode, peer, "", "", f"{mean:.2f}", verdict(mean, aim)])
     return lines
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """The lower one, the median and the upper one; of a single value, three times that."""
+    return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
 
 
 def time_text(seconds: float) -> str:
@@ -452,6 +457,15 @@ def command(
 def environment(args: argparse.Namespace) -> dict[str, str]:
     """The variables of a worker. A BLAS reads them once, when it is loaded, so they have to be there from its start."""
     return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(args.threads)), "TINYSEQ_BACKEND": args.backend}
+
+
+def told(script: str, python: str, words: Sequence[object], variables: Mapping[str, str]) -> Any:
+    """What `script --measure WORDS` prints last, as JSON, in a new process. Ends the program where that one fails."""
+    command = [python, script, "--measure", *map(str, words)]
+    done = subprocess.run(command, env=dict(variables), stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"the process for {' '.join(map(str, words))} ended with status {done.returncode}; its error is above")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -66,12 +65,7 @@ def first_and_next(peer: str, cell: str, others: bool) -> Times:
 def process(args: argparse.Namespace, peer: str, cell: str, cache: str, others: bool) -> Times:
     python = sys.executable if peer == "tinyseq" else args.peer_python
     environment = {**common.environment(args), **{name: str(Path(cache) / name) for name in CACHES}}
-    command = [python, __file__, "--measure", peer, cell, *(["others"] if others else [])]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"the process of {peer} for {cell} ended with status {done.returncode}; its error is above")
-    answer: Times = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return common.told(__file__, python, [peer, cell, *(["others"] if others else [])], environment)
 
 
 def measure(args: argparse.Namespace, peer: str, cell: str, repeats: int) -> list[Times] | str:

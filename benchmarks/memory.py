@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import inspect
 import json
 import math
 import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -88,24 +86,17 @@ def stretch(checkpoint: int | None, steps: int) -> int:
     values = data(CELLS["lstm"], size)
     cell = ts.nn.LSTMCell(size.I, size.H)
     cell.load_state_dict(values.weights)
-    options: dict[str, Any] = {} if checkpoint is None else {"checkpoint": checkpoint}
 
     def step(state: Any, x: Any) -> tuple[Any, None]:
         return cell(x, state)[1], None
 
     def run(xs: Any) -> None:
-        state, _ = ts.scan(step, cell.initial_state(size.B), xs, **options)
+        state, _ = ts.scan(step, cell.initial_state(size.B), xs, checkpoint=checkpoint or False)
         (state[0] * state[1]).sum().backward()
 
     xs = ts.tensor(values.x)
     run(xs[: 2 * (checkpoint or 1)])
     return growth(lambda: run(xs))
-
-
-def has_checkpoint() -> bool:
-    import tinyseq as ts
-
-    return "checkpoint" in inspect.signature(ts.scan).parameters
 
 
 # --- the harness ------------------------------------------------------------------------------------------------------
@@ -114,14 +105,7 @@ def has_checkpoint() -> bool:
 def measured(args: argparse.Namespace, peer: str, *words: object) -> int | str | None:
     """The bytes that a fresh process tells; the reason if the library is missing; None if it has no such layer."""
     python = sys.executable if peer == "tinyseq" or PEERS[peer].own else args.peer_python
-    command = [python, __file__, "--measure", peer, *map(str, words)]
-    done = subprocess.run(command, env=common.environment(args), stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        sys.exit(
-            f"the process of {peer} for {' '.join(map(str, words))} ended with status {done.returncode}; its error is above"
-        )
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer["result"]
+    return common.told(__file__, python, [peer, *words], common.environment(args))["result"]
 
 
 def tell(result: Callable[[], int]) -> None:
@@ -212,12 +196,10 @@ def main() -> None:
     long: list[dict[str, Any]] = []
     if "lstm" in args.cells:
         for steps in [STRETCH.T // 4, STRETCH.T]:
-            for checkpoint in [None, math.isqrt(steps)] if has_checkpoint() else [None]:
+            for checkpoint in (None, math.isqrt(steps)):
                 print(f"lstm, {steps} steps, checkpoint={checkpoint} ...", file=sys.stderr, flush=True)
                 found = measured(args, "tinyseq", "stretch", checkpoint or 0, steps)
                 long.append({"size": str(STRETCH._replace(T=steps)), "checkpoint": checkpoint, "bytes": found})
-        if not has_checkpoint():
-            missing["checkpoint"] = "ts.scan has no such argument"
 
     machine = common.machine(args.threads, [])
     facts = [

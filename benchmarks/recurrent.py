@@ -227,7 +227,7 @@ def cell_table(report: Mapping[str, Any], cell: str) -> Table:
 def interval(row: Record) -> str:
     """The median of the pairs' ratios, its quartiles, and how many pairs."""
     speeds = row["times_as_fast"]
-    low, _, high = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else speeds * 3
+    low, _, high = common.quartiles(speeds)
     return f"{speed(row):.2f} [{low:.2f}, {high:.2f}] ×{len(speeds)}"
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import importlib.util
 import math
 import os
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -152,7 +151,7 @@ def main() -> None:
     lines = [["case", "peer", "tinyseq, characters/s", "peer's", "times as fast", "pairs", "aim"]]
     for row in measured.rows:
         speeds = [1 / ratio for ratio in row.ratios]
-        low, middle, high = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else speeds * 3
+        low, middle, high = common.quartiles(speeds)
         aim = f"{'met' if middle >= AIM else 'missed'} (≥ {AIM})"
         rates = [f"{1 / seconds:,.0f}" for seconds in (row.ours, row.theirs)]
         lines.append([row.case, row.peer, *rates, f"{middle:.2f} [{low:.2f}, {high:.2f}]", str(len(speeds)), aim])

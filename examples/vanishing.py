@@ -55,15 +55,14 @@ def read_out(cell: Any) -> Callable[[Any], ts.Tensor]:
     return loss
 
 
-def scaled_orthogonal(cell: ts.nn.RNNCell, gain: float) -> ts.nn.RNNCell:
-    ts.nn.init.orthogonal_(cell.weight_hh)
-    cell.weight_hh.data = (cell.weight_hh.detach() * gain).data
+def started_as_orthogonal(cell: ts.nn.RNNCell, gain: float) -> ts.nn.RNNCell:
+    ts.nn.init.orthogonal_(cell.weight_hh, gain)
     return cell
 
 
 def started_as_identity(cell: ts.nn.RNNCell) -> ts.nn.RNNCell:
     """Le, Jaitly and Hinton 2015: with relu, the state stays as it is until an input changes it."""
-    cell.weight_hh.data = ts.eye(cell.hidden_size, dtype=cell.weight_hh.dtype).data
+    ts.nn.init.eye_(cell.weight_hh)
     ts.nn.init.zeros_(cell.bias_ih)
     ts.nn.init.zeros_(cell.bias_hh)
     ts.nn.init.normal_(cell.weight_ih, std=0.1)
@@ -83,9 +82,9 @@ def cells(hidden: int) -> dict[str, dict[str, Callable[[], Any]]]:
         },
         "starting values of an RNN": {
             "uniform, as PyTorch": rnn,
-            "orthogonal": lambda: scaled_orthogonal(rnn(), 1.0),
-            "orthogonal x 1.5": lambda: scaled_orthogonal(rnn(), 1.5),
-            "orthogonal x 0.5": lambda: scaled_orthogonal(rnn(), 0.5),
+            "orthogonal": lambda: started_as_orthogonal(rnn(), 1.0),
+            "orthogonal x 1.5": lambda: started_as_orthogonal(rnn(), 1.5),
+            "orthogonal x 0.5": lambda: started_as_orthogonal(rnn(), 0.5),
             "identity, relu": lambda: started_as_identity(rnn(nonlinearity="relu")),
         },
     }

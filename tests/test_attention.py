@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensors import array, draw, put
 
 import tinyseq as ts
 from tinyseq import nn
@@ -18,14 +19,6 @@ F64 = np.float64
 B, L, S, Q, K, A = 3, 4, 5, 2, 3, 6  # the letters of the docstrings
 LENGTHS = [5, 2, 0]
 BACKENDS = ["numpy", "numba"]
-
-
-def draw(rng: np.random.Generator, *shape: int) -> ts.Tensor:
-    return ts.tensor(rng.standard_normal(shape))
-
-
-def array(x: Any) -> np.ndarray:
-    return x.detach().numpy()
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -177,9 +170,7 @@ def test_attention_gradients(kind: str, several: bool, rng: np.random.Generator)
     names = [name for name, _ in attention.named_parameters()]
 
     def f(s: ts.Tensor, h: ts.Tensor, values: ts.Tensor, weights: list[ts.Tensor]) -> Any:
-        for name, weight in zip(names, weights, strict=True):
-            holder, _, last = name.rpartition(".")
-            setattr(getattr(attention, holder) if holder else attention, last, weight)
+        put(attention, names, weights)
         return attention(s, h, values, lengths=LENGTHS)
 
     s = draw(rng, *((B, L) if several else (B,)), query_size(kind))
@@ -312,9 +303,7 @@ def test_multihead_gradients(options: dict[str, Any], rng: np.random.Generator) 
     hidden[0] = True
 
     def f(q: ts.Tensor, k: ts.Tensor, v: ts.Tensor, weights: list[ts.Tensor]) -> Any:
-        for name, weight in zip(names, weights, strict=True):
-            holder, _, last = name.rpartition(".")
-            setattr(getattr(layer, holder) if holder else layer, last, weight)
+        put(layer, names, weights)
         return layer(q, k, v, hidden)
 
     inputs = (draw(rng, L, B, E), draw(rng, S, B, layer.kdim), draw(rng, S, B, layer.vdim))
@@ -442,8 +431,8 @@ KEYS = np.zeros((B, S, K), np.float32)
         ),
         (lambda: nn.DotProductAttention()(X[0, :, :3], KEYS, lengths=[1, 1, 6]), ts.ShapeError, "5 steps .* got 6 in row 2"),
         (lambda: nn.DotProductAttention()(X[0, :, :3], KEYS, lengths=[1, 1]), ts.ShapeError, r"shape \(3, 5\) .* \(2, 5\)"),
-        (lambda: nn.DotProductAttention()(X[0, :, :3], KEYS, lengths=[1.0] * 3), ts.DTypeError, "lengths are integers"),
-        (lambda: nn.DotProductAttention()(X[0, :, :3], KEYS, lengths=3), ts.ShapeError, r"one number a row, .* got shape \(\)"),
+        (lambda: nn.DotProductAttention()(X[0, :, :3], KEYS, lengths=[1.0] * 3), ts.DTypeError, "takes integers as lengths"),
+        (lambda: nn.DotProductAttention()(X[0, :, :3], KEYS, lengths=3), ts.ShapeError, r"one length a row, .* got shape \(\)"),
         (lambda: nn.MultiheadAttention(7, 2), ts.ShapeError, "got 7 for 2"),
         (lambda: nn.MultiheadAttention(6, 2, dropout=1.5), ValueError, r"lies in \[0, 1\], got 1.5"),
         (lambda: nn.MultiheadAttention(E, 2)(X, X, X[:2]), ts.ShapeError, r"\(L, B, E\) .* \(2, 3, 6\)"),

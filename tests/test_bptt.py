@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensors import close, draw, parts
 
 import tinyseq as ts
 from tinyseq import nn
@@ -16,19 +17,6 @@ F64 = np.float64
 T, B, I, H = 7, 4, 3, 2  # noqa: E741 (the letters of the docstrings)
 LENGTHS = [7, 2, 0, 4]
 RESETS = np.random.default_rng(0).random((T, B)) < 0.3
-
-
-def draw(rng: np.random.Generator, *shape: int) -> ts.Tensor:
-    return ts.tensor(rng.standard_normal(shape))
-
-
-def parts(tree: Any) -> list[np.ndarray]:
-    return [leaf.detach().numpy() for leaf in flatten(tree)[0]]
-
-
-def close(a: Any, b: Any) -> None:
-    for x, y in zip(parts(a), parts(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
@@ -157,12 +145,12 @@ def test_without_a_batch(rng: np.random.Generator) -> None:
         (
             lambda: nn.truncated_bptt(nn.GRU(3, 4), ts.zeros((5, 2, 3)), 2, lengths=[6, 1]),
             ts.ShapeError,
-            r"between 0 and the 5 steps there are, got \[6, 1\]",
+            "truncated_bptt takes lengths from 0 to the 5 steps there are, got 6 in row 0",
         ),
         (
             lambda: nn.truncated_bptt(nn.GRU(3, 4), ts.zeros((5, 2, 3)), 2, lengths=[1.0, 1.0]),
             ts.DTypeError,
-            "integers, got dtype float64",
+            "truncated_bptt takes integers as lengths, got dtype float64",
         ),
     ],
 )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from tensors import draw, parts, spread
 
 import tinyseq as ts
 from tinyseq import nn
@@ -45,25 +44,9 @@ def make(kind: str, options: dict[str, Any], suffix: str = "", **more: Any) -> A
     return spread(getattr(nn, kind + suffix)(I, H, **options, **more, dtype=F64))
 
 
-def spread(module: Any) -> Any:
-    """Weights that start at 0 or 1 elsewhere, so that a test can see them."""
-    for name, parameter in module.named_parameters():
-        if name.startswith(("norm", "h_0", "c_0")):
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    return module
-
-
-def draw(rng: np.random.Generator, *shape: int) -> ts.Tensor:
-    return ts.tensor(rng.standard_normal(shape))
-
-
 def a_state(module: Any, rng: np.random.Generator, *shape: int) -> Any:
     first, *rest = (draw(rng, *shape, size) for size in ((module.output_size, H) if module.pair else (H,)))
     return (first, *rest) if rest else first
-
-
-def parts(tree: Any) -> list[np.ndarray]:
-    return [leaf.detach().numpy() for leaf in flatten(tree)[0]]
 
 
 def weights_of(module: Any) -> Arrays:
@@ -227,19 +210,6 @@ def test_a_cell_called_by_itself_draws_anew(rng: np.random.Generator) -> None:
 
 
 # --- the compiled loop ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["numpy", "numba"])
-def strict_loop(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A backend on which nothing may leave the compiled loop."""
-    if request.param == "numba":
-        pytest.importorskip("numba")
-        import tinyseq_numba
-
-        tinyseq_numba._say_once.cache_clear()
-    with ts.use_backend(request.param), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 def run_layer(layer: Any, x: ts.Tensor, state: Any, dtype: Any, **options: Any) -> list[np.ndarray]:

@@ -235,6 +235,10 @@ def test_draw_takes_a_module_with_its_inputs_and_all_options(tmp_path: Path) -> 
     done = draw_in(tmp_path, "model:picture", "--out", "c.svg")
     assert (done.returncode, done.stderr) == (0, "")
     assert "#16191d" in (tmp_path / "c.svg").read_text("utf-8")
+    done = draw_in(tmp_path, "model:picture", "--out", "d.svg", "--level", "modules", "--no-legend")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "tinyseq: model:picture returned a Picture: give level, legend to its ts.draw instead\n"
+    assert not (tmp_path / "d.svg").exists()
     done = draw_in(tmp_path, "model:lstm", "--out", "no/such.txt")
     assert (done.returncode, done.stderr) == (2, "tinyseq: cannot write 'no/such.txt': No such file or directory\n")
 

@@ -267,7 +267,9 @@ def test_greedy_takes_the_likeliest(backend: str, rng: np.random.Generator) -> N
                 count = len(tokens)
                 assert decoded.tokens[row].tolist() == tokens + [9] * (decoded.tokens.shape[1] - count)
                 assert decoded.lengths[row].item() == count - (END in tokens)
-                np.testing.assert_allclose(decoded.scores[row].item(), toy.log_p(state, row, start[row], tuple(tokens)))
+                np.testing.assert_allclose(
+                    decoded.scores[row].item(), toy.log_p(state, row, start[row], tuple(tokens)), rtol=1e-10
+                )
                 np.testing.assert_allclose(decoded.weights[row].numpy()[:count], seen, rtol=1e-10)
                 assert not decoded.weights[row].numpy()[count:].any()
 
@@ -320,7 +322,7 @@ def test_filter_logits(logits: list[int], temperature: float, top_k: int | None,
         return  # which side of the border a sum falls on is a matter of rounding
     np.testing.assert_allclose(ts.softmax(filtered).numpy(), [expected] * 2, rtol=1e-10, atol=1e-14)
     kept = np.isfinite(filtered.numpy()[0])
-    np.testing.assert_allclose(filtered.numpy()[0][kept], x[kept] / temperature)
+    np.testing.assert_allclose(filtered.numpy()[0][kept], x[kept] / temperature, rtol=1e-14)
 
 
 def test_top_p_ends_with_the_token_that_reaches_it() -> None:

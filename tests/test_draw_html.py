@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 import tinyseq as ts
 from tinyseq.draw.colours import DARK, LIGHT
 from tinyseq.draw.diagram import Arrow, Box, Diagram, Facts, Group, visible
-from tinyseq.draw.html import _bytes, _embedded, page
+from tinyseq.draw.html import _data, _embedded, page
+from tinyseq.draw.labels import bytes_label
 
 GOLDEN = Path(__file__).parent / "golden"
 WINDOW = (1200, 900)
@@ -158,15 +159,19 @@ def test_the_page_needs_nothing_else_and_is_the_same_each_time() -> None:
     assert len(text) < 75_000
 
 
-def test_sizes_are_said_as_people_say_them() -> None:
-    assert [_bytes(n) for n in (0, 1023, 1024, 1536, 2**20, 3 * 2**40)] == [
-        "0 bytes",
-        "1023 bytes",
-        "1 KiB",
+def test_sizes_and_times_are_said_as_in_any_picture() -> None:
+    sizes = [0, 1023, 1024, 1536, 2**20, 3 * 2**40, 2**60]
+    assert [bytes_label(n) for n in sizes] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
         "1.5 KiB",
-        "1 MiB",
-        "3 TiB",
+        "1.0 MiB",
+        "3.0 TiB",
+        "1048576.0 TiB",
     ]
+    (box,) = _data(Diagram((Box("b", "operation", "mul", (), None, Facts(kept=1536, seconds=0.00025)),)))["boxes"]
+    assert box["facts"] == [("kept for backward", "1.5 KiB"), ("time", "250 µs")]
 
 
 # --- in the browser ---------------------------------------------------------------------------------------------------
@@ -458,8 +463,8 @@ def test_the_card_tells_what_is_known(show: Any) -> None:
         "operation": "matmul",
         "shape": f"{T}×2×12",
         "dtype": "float32",
-        "size": "4.69 KiB",
-        "kept for backward": "4.69 KiB",
+        "size": "4.7 KiB",
+        "kept for backward": "4.7 KiB",
         "norm of the gradient": "0.01",
         "from": "xs, W",
         "to": "add",

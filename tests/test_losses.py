@@ -69,7 +69,7 @@ def test_sequence_cross_entropy_refuses() -> None:
         (lambda: sequence_cross_entropy(logits, targets, [5, 1]), ts.ShapeError, "0 to the 4 steps there are, got 5 in row 0"),
         (lambda: sequence_cross_entropy(logits, targets, [1, -1]), ts.ShapeError, "got -1 in row 1"),
         (lambda: sequence_cross_entropy(logits, targets, [1]), ts.ShapeError, r"shape \(2,\), got \(1,\)"),
-        (lambda: sequence_cross_entropy(logits, targets, [1.5, 2]), ts.DTypeError, "integers, got dtype float"),
+        (lambda: sequence_cross_entropy(logits, targets, [1.5, 2]), ts.DTypeError, "integers as lengths, got dtype float"),
         (lambda: sequence_cross_entropy(logits, targets.T, [1, 2]), ts.ShapeError, r"got \(4, 2, 3\) and \(2, 4\)"),
         (lambda: sequence_cross_entropy(logits, targets.astype("float32")), ts.DTypeError, "integer classes"),
         (lambda: sequence_cross_entropy(logits, targets + 3), ts.ShapeError, "id 3, which is not in"),

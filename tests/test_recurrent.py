@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensors import close, draw, parts, spread
 
 import tinyseq as ts
 from tinyseq import nn
@@ -94,16 +95,8 @@ def weights_of(module: Any, suffix: str = "") -> Weights:
     return [getattr(module, n + suffix).detach().numpy() for n in names if hasattr(module, n + suffix)]
 
 
-def draw(rng: np.random.Generator, *shape: int) -> ts.Tensor:
-    return ts.tensor(rng.standard_normal(shape))
-
-
 def a_state(kind: str, rng: np.random.Generator, *shape: int) -> Any:
     return (draw(rng, *shape), draw(rng, *shape)) if kind == "LSTM" else draw(rng, *shape)
-
-
-def parts(state: Any) -> list[np.ndarray]:
-    return [leaf.detach().numpy() for leaf in flatten(state)[0]]
 
 
 def run(kind: str, layer: Any, x: np.ndarray, state: Weights, lengths: list[int] | None) -> tuple[np.ndarray, Weights]:
@@ -407,19 +400,6 @@ each_option = pytest.mark.parametrize(
 )
 
 
-def spread(module: Any) -> Any:
-    """Weights that start at 0 or 1 elsewhere, so that a test can see them."""
-    for name, parameter in module.named_parameters():
-        if name.startswith(("norm", "h_0", "c_0")):
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    return module
-
-
-def close(a: Any, b: Any, rtol: float = 1e-10) -> None:
-    for x, y in zip(parts(a), parts(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-13)
-
-
 def test_projected_layers_have_pytorchs_names_and_shapes() -> None:
     layer = nn.LSTM(I, 6, num_layers=2, bidirectional=True, proj_size=4)
     shapes = {name: value.shape for name, value in layer.state_dict().items()}
@@ -509,6 +489,12 @@ def test_resets_join_sequences_in_a_row(
             close(output[start:stop, b : b + 1], alone)
             if stop == T:
                 close(tree_map(lambda part: part[:1, b : b + 1], after), tree_map(lambda part: part[:1], end))  # noqa: B023
+
+
+def test_no_rows_at_all(rng: np.random.Generator) -> None:
+    """Their lengths are none, and none have no dtype."""
+    output, end = make("GRU")(draw(rng, T, 0, I), lengths=[])
+    assert (output.shape, end.shape) == ((T, 0, H), (1, 0, H))
 
 
 def test_resets_in_every_layout(rng: np.random.Generator) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensors import array, draw, put
 
 import tinyseq as ts
 from tinyseq import nn
@@ -22,14 +23,6 @@ B, S, T, E, H, M, A, V = 3, 5, 4, 3, 4, 6, 5, 7
 START, END = 1, 0
 LENGTHS = [5, 2, 3]
 BACKENDS = ["numpy", "numba"]
-
-
-def draw(rng: np.random.Generator, *shape: int) -> ts.Tensor:
-    return ts.tensor(rng.standard_normal(shape))
-
-
-def array(x: Any) -> np.ndarray:
-    return x.detach().numpy()
 
 
 def ids(rng: np.random.Generator, *shape: int) -> ts.Tensor:
@@ -210,12 +203,7 @@ def test_gradients(kind: str, rng: np.random.Generator) -> None:
     names = [name for name, _ in model.named_parameters()]
 
     def f(*weights: ts.Tensor) -> Any:
-        for name, weight in zip(names, weights, strict=True):
-            *way, last = name.split(".")
-            holder = model
-            for part in way:
-                holder = holder[int(part)] if part.isdecimal() else getattr(holder, part)
-            setattr(holder, last, weight)
+        put(model, names, weights)
         logits, weights_ = model(source, targets, LENGTHS, [4, 1, 2])
         return logits if weights_ is None else (logits, weights_)
 
@@ -625,7 +613,7 @@ class TwoParts(nn.Module):
     [
         (lambda: bahdanau()(SOURCE, TARGETS, [6, 1, 1]), ts.ShapeError, "5 steps .* got 6 in row 0"),
         (lambda: bahdanau()(SOURCE, TARGETS, [1, 1]), ts.ShapeError, "lengths for 2 rows and a source of 3"),
-        (lambda: bahdanau()(SOURCE, TARGETS, [1.0, 1, 1]), ts.DTypeError, "lengths are integers"),
+        (lambda: bahdanau()(SOURCE, TARGETS, [1.0, 1, 1]), ts.DTypeError, "EncoderDecoder takes integers as lengths"),
         (lambda: bahdanau()(SOURCE, TARGETS, None, [5, 1, 1]), ts.ShapeError, "4 steps .* got 5 in row 0"),
         (lambda: bahdanau()(SOURCE[:, :0], TARGETS[:, :0]), ts.ShapeError, r"at least one step and row, got \(5, 0\)"),
         (lambda: bahdanau()(SOURCE[:0], TARGETS), ts.ShapeError, r"got \(0, 3\)"),

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_examples import load
 
 import tinyseq as ts
 from tinyseq.data import TextStream
@@ -30,14 +31,7 @@ Main = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("shakespeare_example", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    yield from load("shakespeare")
 
 
 @pytest.fixture

@@ -690,6 +690,8 @@ def test_refusals(tmp_path: Path) -> None:
         (lambda: fit(iter([]), steps=1), ts.DataError, "no batches after step 0; give a list or a Loader"),
         (lambda: fit(iter([1]), steps=1, valid=[1]), ValueError, "give valid_every"),
         (lambda: fit(steps=1, valid=[1], valid_every=0), ValueError, "valid_every is at least 1, got 0"),
+        (lambda: fit(steps=1, log_every=0), ValueError, "log_every is at least 1, got 0"),
+        (lambda: fit(steps=1, save_every=-2), ValueError, "save_every is at least 1, got -2"),
         (lambda: fit(steps=1, resume=True), ts.CheckpointError, "without a folder has nothing to resume"),
         (lambda: fit(steps=1, resume=True, trainer=Run(tmp_path).trainer), ts.CheckpointError, "no checkpoint .*last"),
         (lambda: fit(steps=9, valid=lambda: {"x": 1.0}), ValueError, "no metric 'valid/loss' to monitor, only valid/x"),

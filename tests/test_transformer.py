@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensors import array, draw, put
 
 import tinyseq as ts
 from tinyseq import nn
@@ -16,14 +17,6 @@ F64 = np.float64
 B, S, T, E, HEADS, UNITS = 3, 5, 4, 6, 2, 8
 BACKENDS = ["numpy", "numba"]
 SETTINGS = (E, HEADS, UNITS)
-
-
-def draw(rng: np.random.Generator, *shape: int) -> ts.Tensor:
-    return ts.tensor(rng.standard_normal(shape))
-
-
-def array(x: Any) -> np.ndarray:
-    return x.detach().numpy()
 
 
 def scrambled(module: Any) -> Any:
@@ -132,12 +125,9 @@ def test_padding_and_batches_change_nothing(norm_first: bool, rng: np.random.Gen
 def test_gradients(norm_first: bool, rng: np.random.Generator) -> None:
     model: Any = scrambled(nn.Transformer(4, 2, 1, 1, 3, dropout=0.0, activation="gelu", norm_first=norm_first))
     names = [name for name, _ in model.named_parameters()]
-    holders = dict(model.named_modules())
 
     def f(source: ts.Tensor, target: ts.Tensor, weights: list[ts.Tensor]) -> ts.Tensor:
-        for name, weight in zip(names, weights, strict=True):
-            holder, _, last = name.rpartition(".")
-            setattr(holders[holder], last, weight)
+        put(model, names, weights)
         return model(source, target, tgt_is_causal=True, src_key_padding_mask=[[False] * 3, [False, True, True]])
 
     weights = [parameter.detach() for parameter in model.parameters()]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from tensors import close, draw, parts
 
 import tinyseq as ts
 from tinyseq import nn
@@ -16,19 +16,6 @@ from tinyseq.tree import flatten, tree_map
 F64 = np.float64
 T, B, I, H = 5, 4, 3, 6  # noqa: E741 (the letters of the docstrings)
 LENGTHS = [5, 2, 0, 3]
-
-
-def draw(rng: np.random.Generator, *shape: int) -> ts.Tensor:
-    return ts.tensor(rng.standard_normal(shape))
-
-
-def parts(tree: Any) -> list[np.ndarray]:
-    return [leaf.detach().numpy() for leaf in flatten(tree)[0]]
-
-
-def close(a: Any, b: Any) -> None:
-    for x, y in zip(parts(a), parts(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-13)
 
 
 def gru(inputs: int, hidden: int = H, **options: Any) -> nn.GRUCell:
@@ -160,19 +147,6 @@ def everything() -> nn.StackedCell:
     first = nn.DropoutCell(lstm(I, peepholes=True, layer_norm=True, **noise), 0.2)
     middle = nn.ResidualCell(nn.DropoutCell(nn.StackedCell([gru(H, **noise), Leaky(H)]), 0.3, variational=True))
     return nn.StackedCell([first, middle, nn.DropoutCell(nn.ProjectionCell(lstm(H, 3), 2, dtype=F64), 0.1)])
-
-
-@pytest.fixture(params=["numpy", "numba"])
-def strict_loop(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A backend on which nothing may leave the compiled loop."""
-    if request.param == "numba":
-        pytest.importorskip("numba")
-        import tinyseq_numba
-
-        tinyseq_numba._say_once.cache_clear()
-    with ts.use_backend(request.param), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 @pytest.mark.usefixtures("strict_loop")

@@ -133,29 +133,23 @@ def _draw(arguments: argparse.Namespace, rest: list[str]) -> int:
         options["show"] = [fact for fact in arguments.show.split(",") if fact]
     what = make()
     try:
-        if isinstance(what, tuple) and what and callable(what[0]):
+        if isinstance(what, Picture):
+            if options:
+                raise _UsageError(f"{arguments.target} returned a Picture: give {', '.join(options)} to its ts.draw instead")
+            picture = what
+        elif isinstance(what, tuple) and what and callable(what[0]):
             function, *examples = what
             names = function if hasattr(function, "named_parameters") else None
             picture = draw(function, *examples, names=names, **options)
         else:
-            picture = what if isinstance(what, Picture) else draw(what, **options)
+            picture = draw(what, **options)
     except (ValueError, DTypeError) as error:
         raise _UsageError(f"{arguments.target} returned a {type(what).__name__}: {error}") from error
-    if Path(arguments.out).suffix == ".txt":
-        _write_text(arguments.out, picture.text())
-    else:
-        picture.save(arguments.out)
+    picture.save(arguments.out)
     for note in picture.notes:
         print(f"tinyseq: {note}", file=sys.stderr)
     print(arguments.out)
     return 0
-
-
-def _write_text(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text + "\n", "utf-8")
-    except OSError as error:
-        raise _UsageError(f"cannot write {path!r}: {error.strerror or error}") from error
 
 
 def _function(target: str) -> Callable[[], Any]:

@@ -89,7 +89,7 @@ def save(
     texts[CHECKSUM] = _checksum(arrays, texts)
     content = safetensors.numpy.save(arrays, texts)
     try:
-        _write_whole(target, content)
+        write_whole(target, content)
     except OSError as error:
         raise CheckpointError(
             f"cannot write {str(target)!r} ({error.strerror or error}); give a path in a folder that exists, can be "
@@ -110,8 +110,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     ...     load(f"{folder}/counts.safetensors")["counts"].numpy().tolist()
     [[1, 2], [3, 4]]
     """
-    arrays, _ = _read(path)
-    return {name: tensor(arrays[name]) for name in sorted(arrays)}
+    return load_whole(path)[0]
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -128,6 +127,12 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     {'cell': 'lstm'}
     """
     return _read(path)[1]
+
+
+def load_whole(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What :func:`load` and :func:`load_metadata` give, from one reading of the file; the same errors."""
+    arrays, metadata = _read(path)
+    return {name: tensor(arrays[name]) for name in sorted(arrays)}, metadata
 
 
 def _host_array(name: str, value: Tensor | Array) -> Array:
@@ -201,7 +206,7 @@ def _array(shown: str, name: str, entry: Mapping[str, Any]) -> Array:
     return np.frombuffer(entry["data"], dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(entry["shape"])
 
 
-def _write_whole(target: Path, content: bytes) -> None:
+def write_whole(target: Path, content: bytes) -> None:
     """Put ``content`` at ``target`` in one step that a crash cannot split."""
     _remove_leftovers(target)
     temporary, descriptor = _create_temporary(target)

@@ -186,15 +186,25 @@ def _every(checkpoint: int | bool, steps: int, unroll: bool) -> int | None:
 
 def _valid(lengths: Any, steps: int) -> Tensor:
     """(T, B): which steps of each row are not padding."""
+    return as_tensor(np.arange(steps)[:, None] < checked_lengths(lengths, steps, "scan"))
+
+
+def checked_lengths(lengths: Any, steps: int, who: str) -> np.ndarray[Any, Any]:
+    """Lengths as an array (B,), if they are integers from 0 to T; none at all have no dtype.
+
+    Raises:
+        DTypeError: they are no integers.
+        ShapeError: they are not one a row, or not in 0 to T.
+    """
     counts = np.asarray(lengths)
-    if counts.dtype.kind not in "iu":
-        raise DTypeError(f"scan takes integers as lengths, got dtype {counts.dtype}; cast them to int64")
+    if counts.dtype.kind not in "iu" and counts.size:
+        raise DTypeError(f"{who} takes integers as lengths, got dtype {counts.dtype}; cast them to int64")
     if counts.ndim != 1:
-        raise ShapeError(f"scan takes one length a row, of shape (B,), got shape {counts.shape}")
+        raise ShapeError(f"{who} takes one length a row, of shape (B,), got shape {counts.shape}")
     for row, count in enumerate(counts):
         if not 0 <= count <= steps:
-            raise ShapeError(f"scan takes lengths from 0 to the {steps} steps there are, got {count} in row {row}")
-    return as_tensor(np.arange(steps)[:, None] < counts)
+            raise ShapeError(f"{who} takes lengths from 0 to the {steps} steps there are, got {count} in row {row}")
+    return counts.astype(np.int64)
 
 
 def _flags(resets: Any, steps: int) -> Tensor:

@@ -7,12 +7,16 @@ tables of ``docs/drawing_compared.md``. A picture is timed from the finished for
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import re
 import statistics
 import subprocess
+import textwrap
 import time
 import warnings
 from collections.abc import Callable
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -159,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the same models with tinyseq, torchviz and torchview.")
     parser.add_argument("--runs", type=int, default=3, help="of which the median is told [%(default)s]")
     runs = parser.parse_args().runs
+    busy = os.getloadavg()[0] > 0.5
     torch.manual_seed(0)
     np.random.seed(0)
     PICTURES.mkdir(exist_ok=True)
@@ -187,11 +192,13 @@ def main() -> None:
         rows.append(f"| {name} | {' | '.join(cells)} |")
         pictures += [f"### {name}", "", f"| {' | '.join(tools)} |", f"|{'---|' * len(tools)}", f"| {' | '.join(images)} |", ""]
     head = [f"| model | {' | '.join(f'{tool}: nodes' for tool in tools)} |", f"|---|{'---|' * len(tools)}"]
-    versions = (
-        f"torchviz {version('torchviz')}, torchview {version('torchview')}, PyTorch {torch.__version__}, {dot_version()}."
+    conditions = (
+        f"Printed by `python docs/pictures/compare.py --runs {runs}` on {date.today()}, on {os.cpu_count()} CPU cores "
+        f"{'that other programs used, too' if busy else 'that nothing else used'}. torchviz {version('torchviz')}, torchview "
+        f"{version('torchview')}, PyTorch {torch.__version__}, Python {platform.python_version()}, {dot_version()}."
     )
     text = PAGE.read_text("utf-8")
-    for mark, lines in (("table", [*head, *rows, "", versions]), ("pictures", pictures)):
+    for mark, lines in (("table", [*head, *rows, "", textwrap.fill(conditions, 120)]), ("pictures", pictures)):
         before, rest = text.split(f"<!-- {mark} -->\n")
         text = "\n".join([f"{before}<!-- {mark} -->", *lines, rest[rest.index("<!-- end -->") :]])
     PAGE.write_text(text, "utf-8")
@@ -202,7 +209,8 @@ def _word(name: str) -> str:
 
 
 def dot_version() -> str:
-    return subprocess.run(["dot", "-V"], capture_output=True, text=True, check=True).stderr.strip()
+    said = subprocess.run(["dot", "-V"], capture_output=True, text=True, check=True).stderr.strip()
+    return said.replace("dot - graphviz", "Graphviz")
 
 
 if __name__ == "__main__":

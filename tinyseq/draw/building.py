@@ -5,29 +5,28 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tinyseq.draw.diagram import LEAVES, Arrow, ArrowKind, Box, Diagram, Facts, Group
 from tinyseq.draw.labels import (
     amount_label,
     array_label,
-    bytes_label,
+    fact_labels,
     metadata_label,
     number_label,
-    seconds_label,
     shorten,
     value_label,
 )
 from tinyseq.draw.reading import FEW
 from tinyseq.draw.record import Frame, Item, Record
 
-__all__ = ["SHOWN", "Flow", "Level", "build", "size"]
+__all__ = ["Flow", "Level", "build", "size"]
 
 Level = Literal["modules", "operations", "both"]
 Flow = Mapping[str, Sequence[float]]
-SHOWN = ("shape", "value", "kept", "seconds", "gradient")
 OPERATIONS = ("operation", "output", "backward")
+REPEATED = ("parameter", "constant")  # what is drawn once in each column that uses it
 
 
 def build(
@@ -65,32 +64,25 @@ def size(record: Record, level: Level) -> int:
     for item in record.items:
         column = None if item.frame is None else columns[item.frame]
         for p, _ in item.parents:
-            if record.items[p].kind in ("parameter", "constant"):
+            if record.items[p].kind in REPEATED:
                 extra.add((p, None if column is None else column[1]))
-    return len(extra) + sum(item.kind not in ("parameter", "constant") for item in record.items)
+    return len(extra) + sum(item.kind not in REPEATED for item in record.items)
 
 
+@dataclass(slots=True, eq=False)
 class _Builder:
-    def __init__(
-        self,
-        record: Record,
-        level: Level,
-        open_loops: bool,
-        show: Collection[str],
-        values: int,
-        flow: Flow,
-        coloured: bool,
-        modules: Mapping[str, str],
-    ) -> None:
-        self.record = record
-        self.level = level
-        self.open_loops = open_loops
-        self.show = show
-        self.values = values
-        self.flow = flow
-        self.coloured = coloured
-        self.modules = modules
-        self._flow_of_loop: dict[int, list[str]] | None = None
+    record: Record
+    level: Level
+    open_loops: bool
+    show: Collection[str]
+    values: int
+    flow: Flow
+    coloured: bool
+    modules: Mapping[str, str]
+    # Known once the frames are in their last order:
+    columns: Sequence[tuple[int, int] | None] = ()  # as of Record.columns()
+    backward: Sequence[bool] = ()  # whether each item is on the way back
+    _flow_of_loop: dict[int, list[str]] | None = None
 
     def run(self) -> Diagram:
         record = self.record
@@ -146,7 +138,7 @@ class _Builder:
         self._gather_around_loops()
         inside: dict[int, list[Item]] = {}
         for item in record.items:
-            if item.frame is not None and item.kind in (*OPERATIONS, "parameter", "constant", "reference"):
+            if item.frame is not None and item.kind in (*OPERATIONS, *REPEATED):
                 inside.setdefault(item.frame, []).append(item)
         for f, items in sorted(inside.items()):
             frame = record.frames[f]
@@ -174,16 +166,15 @@ class _Builder:
             if loop is not None and around is not None:
                 starts.setdefault(around, {}).setdefault(loop, i)
         made: dict[tuple[int, int], int] = {}
-        leaves = ("parameter", "constant")
-        for i, item in sorted(enumerate(record.items), key=lambda pair: pair[1].kind in leaves):  # leaves last
+        for i, item in sorted(enumerate(record.items), key=lambda pair: pair[1].kind in REPEATED):  # leaves last
             frame = item.frame
             if frame is not None and record.frames[frame].kind == "part":
                 frame = record.frames[frame].parent
-            if frame is None or frame not in starts or item.kind not in (*OPERATIONS, *leaves):
+            if frame is None or frame not in starts or item.kind not in (*OPERATIONS, *REPEATED):
                 continue
-            passed = 0 if item.kind in leaves else sum(first < i for first in starts[frame].values())
+            passed = 0 if item.kind in REPEATED else sum(first < i for first in starts[frame].values())
             if (frame, passed) not in made:
-                if item.kind in leaves:
+                if item.kind in REPEATED:
                     continue
                 last = passed == len(starts[frame])
                 title = "before the loop" if passed == 0 else "after the loop" if last else "between the loops"
@@ -203,18 +194,17 @@ class _Builder:
         """Parameters, constants and gradients stand where they are used, once in each column."""
         record = self.record
         columns = record.columns()
-        leaves = ("parameter", "constant")
         uses: dict[int, dict[int | None, list[int]]] = {}
         for i, item in enumerate(record.items):
             column = None if item.frame is None else columns[item.frame]
             for p, _ in item.parents:
-                if record.items[p].kind in leaves:
+                if record.items[p].kind in REPEATED:
                     uses.setdefault(p, {}).setdefault(None if column is None else column[1], []).append(i)
         items: list[Item] = []
         place: dict[tuple[int, int | None], int] = {}
         own: dict[int, int] = {}
         for i, item in enumerate(record.items):
-            if item.kind not in leaves or i not in uses:
+            if item.kind not in REPEATED or i not in uses:
                 column = None if item.frame is None else columns[item.frame]
                 at = None if column is None else column[1]
                 item.parents = [(place.get((p, at), own.get(p, -1)), slot) for p, slot in item.parents]
@@ -287,7 +277,7 @@ class _Builder:
         # What has several results has no dtype itself.
         if "shape" in self.show and item.shape is not None and item.dtype is not None:
             lines.append(array_label(item.shape, item.dtype))
-        lines += _fact_lines(facts, self.show)
+        lines += fact_labels(facts, self.show)
         group = None if item.frame is None else number[item.frame]
         return Box(item.id, item.kind, title, tuple(filter(None, lines)), group, facts)
 
@@ -342,7 +332,7 @@ class _Builder:
             lines.append(f"{facts.parameters:,} parameter{'s' * (facts.parameters != 1)}")
         if facts.operations and frame.kind != "module":
             lines.append(f"{facts.operations:,} operation{'s' * (facts.operations != 1)}")
-        lines += _fact_lines(facts, {*self.show, "kept"})
+        lines += fact_labels(facts, {*self.show, "kept"})
         parent = None if frame.parent is None else number[frame.parent]
         return Group(frame.id, frame.kind, shorten(title, 60), tuple(lines), parent, is_open, facts, frame.backward)
 
@@ -484,19 +474,6 @@ def _with_strips(diagram: Diagram, flow: Flow, names: Mapping[str, Sequence[str]
 
 def _dtype(dtype: Any) -> str | None:
     return None if dtype is None else str(getattr(dtype, "name", dtype)).rpartition(".")[2]
-
-
-def _fact_lines(facts: Facts, show: Collection[str]) -> list[str]:
-    lines = []
-    if "value" in show and facts.value is not None:
-        lines.append(f"= {facts.value}")
-    if "kept" in show and facts.kept:
-        lines.append(f"keeps {bytes_label(facts.kept)}")
-    if "seconds" in show and facts.seconds is not None:
-        lines.append(seconds_label(facts.seconds))
-    if "gradient" in show and facts.gradient is not None:
-        lines.append(f"‖grad‖ = {amount_label(facts.gradient)}")
-    return lines
 
 
 def _title(item: Item) -> str:

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tinyseq.draw.diagram import LEAVES
 from tinyseq.draw.loops import shown_steps
 from tinyseq.draw.record import Frame, Item, Record
 
@@ -63,9 +64,8 @@ def time_of(record: Record, loops: Sequence[int] | None = None) -> Time:
         mine = owner[i]
         for p, _ in record.items[i].parents:
             users[p] = mine if users[p] in (nothing, mine) else None
-    leaves = ("parameter", "input", "constant")
     for i, item in enumerate(record.items):
-        if owner[i] is None and item.kind not in leaves:
+        if owner[i] is None and item.kind not in LEAVES:
             owner[i] = latest[i]
     for i in record.outputs:
         if inside[i] is None:
@@ -154,7 +154,7 @@ def nearest(record: Record, limit: int) -> None:
     for i, item in enumerate(record.items[:-1]):
         if i not in near:
             item.parents = []
-            if item.kind in ("parameter", "input", "constant"):
+            if item.kind in LEAVES:
                 to[i] = None
     record.replaced([*to, number])
     record.notes.append(f"{left_out:,} {noun} far from the output {'is' if left_out == 1 else 'are'} not drawn.")

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tinyseq.draw.diagram import Diagram
+from tinyseq.draw.diagram import LEAVES, Diagram
 from tinyseq.draw.layout import Strips
 
 __all__ = ["shortened"]
@@ -31,7 +31,7 @@ def shortened(diagram: Diagram) -> Diagram:
     for a, arrow in enumerate(arrows):
         start = boxes[arrow.tail]
         if column[arrow.tail] == column[arrow.head] and arrow.kind != "carry":
-            is_leaf = start.kind in ("parameter", "input", "constant")
+            is_leaf = start.kind in LEAVES
             (repeated if is_leaf else others)[arrow.tail].append(a)
 
     def length(a: int) -> int:

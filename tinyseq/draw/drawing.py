@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from tinyseq.draw.building import SHOWN, Flow, Level, build, size
+from tinyseq.compiler.loop import Program
+from tinyseq.draw.building import Flow, Level, build, size
 from tinyseq.draw.colours import Theme
 from tinyseq.draw.columns import nearest, select
 from tinyseq.draw.folding import fold
 from tinyseq.draw.graphs import read_graph, trace_outputs
+from tinyseq.draw.labels import SHOWN
 from tinyseq.draw.loops import Opening, read_program
 from tinyseq.draw.mirror import mirror
 from tinyseq.draw.picture import Picture
@@ -26,7 +28,6 @@ from tinyseq.tensor import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tinyseq.compiler.loop import Program
     from tinyseq.nn import Module
 
 __all__ = ["Draw", "Time", "draw"]
@@ -101,6 +102,7 @@ class Draw:
         a: float32[4,3] = Linear(x)
         -> a
         """
+        show = (show,) if isinstance(show, str) else show
         _check(level, time, steps, show, theme, limit, seconds, values)
         flow = _flow(gradients)
         known = Names(names)
@@ -108,7 +110,7 @@ class Draw:
         if not callable(what) and examples:
             raise DTypeError(f"draw takes example inputs only with a function or a module, not with a {_kind(what)}")
         record = _read(what, examples, known, profile, columns, backward)
-        planned = _is_program(what)
+        planned = isinstance(what, Program)
         open_loops = time is not None
         if time is None and callable(what) and not isinstance(what, Tensor):
             time = "folded"
@@ -161,7 +163,7 @@ def _read(
 ) -> Record:
     if isinstance(what, Graph):
         return read_graph(what)
-    if _is_program(what):
+    if isinstance(what, Program):
         return read_program(what, Opening(None), None, backward is not False)
     opening = Opening(columns)
     if isinstance(what, Tensor) or not callable(what):
@@ -235,10 +237,6 @@ def _places(what: Any) -> list[Place]:
     return places
 
 
-def _is_program(what: object) -> bool:
-    return hasattr(what, "forward") and hasattr(what, "backward") and hasattr(what, "body")
-
-
 def _kind(what: object) -> str:
     return type(what).__name__
 
@@ -270,7 +268,7 @@ def _check(
     ):
         if word not in words:
             raise ValueError(f"{name}={word!r} is unknown; choose from {', '.join(map(repr, words))}")
-    unknown = [word for word in ((show,) if isinstance(show, str) else show or ()) if word not in SHOWN]
+    unknown = [word for word in show or () if word not in SHOWN]
     if unknown:
         raise ValueError(f"show={unknown[0]!r} is unknown; choose from {', '.join(map(repr, SHOWN))}")
     if limit < 1 or not seconds > 0:

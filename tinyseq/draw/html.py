@@ -19,6 +19,7 @@ import numpy as np
 
 from tinyseq.draw.colours import DARK, DARK_SCALE, LIGHT, SCALE, Scale
 from tinyseq.draw.diagram import Diagram, Facts, Group
+from tinyseq.draw.labels import bytes_label, seconds_label
 
 __all__ = ["page"]
 
@@ -217,40 +218,17 @@ def _card(facts: Facts) -> list[tuple[str, str]]:
         known.append(("shape", "×".join(map(str, facts.shape)) or "scalar"))
     known.append(("dtype", facts.dtype))
     if facts.shape is not None and facts.dtype is not None:
-        known.append(("size", _bytes(int(math.prod(facts.shape)) * _itemsize(facts.dtype))))
+        known.append(("size", bytes_label(int(math.prod(facts.shape)) * _itemsize(facts.dtype))))
     known.append(("value", facts.value))
     for name, count in (("parameters", facts.parameters), ("operations", facts.operations), ("steps", facts.steps)):
         known.append((name, None if count is None else f"{count:,}"))
-    known.append(("kept for backward", None if facts.kept is None else _bytes(facts.kept)))
-    known.append(("time", None if facts.seconds is None else _time(facts.seconds)))
+    known.append(("kept for backward", None if facts.kept is None else bytes_label(facts.kept)))
+    known.append(("time", None if facts.seconds is None else seconds_label(facts.seconds)))
     return [(name, text) for name, text in known if text is not None]
 
 
 def _itemsize(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
-
-
-def _bytes(count: int) -> str:
-    """A number of bytes as a person would say it.
-
-    >>> _bytes(96), _bytes(2048), _bytes(5_000_000)
-    ('96 bytes', '2 KiB', '4.77 MiB')
-    """
-    if count < 1024:
-        return f"{count} bytes"
-    power = min(int(math.log2(count)) // 10, 4)
-    return f"{count / 1024**power:.3g} {'KMGT'[power - 1]}iB"
-
-
-def _time(seconds: float) -> str:
-    """
-    >>> _time(0.00025), _time(0.5), _time(12.0)
-    ('250 µs', '500 ms', '12 s')
-    """
-    for factor, unit in ((1e6, "µs"), (1e3, "ms")):
-        if seconds * factor < 1000:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def _norm(norm: float | None) -> float | str | None:

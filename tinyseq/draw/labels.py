@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from tinyseq.array_api import INDEX
 from tinyseq.backend import backend_of
+from tinyseq.draw.diagram import Facts
 
 __all__ = [
+    "SHOWN",
     "amount_label",
     "array_label",
     "bytes_label",
+    "fact_labels",
     "is_number",
     "metadata_label",
     "number_label",
@@ -23,6 +26,7 @@ __all__ = [
 ]
 
 LONGEST = 40
+SHOWN = ("shape", "value", "kept", "seconds", "gradient")  # the facts that may have a line in a box
 # What the output's shape and dtype say already, and what only a rule needs.
 TOLD_ELSEWHERE = {"shape", "dtype", "sizes"}
 
@@ -107,6 +111,24 @@ def amount_label(norm: float) -> str:
     ('0.012', 'NaN', '0', '1.2e+06')
     """
     return "NaN" if norm != norm else "∞" if norm == float("inf") else format(norm, ".2g")
+
+
+def fact_labels(facts: Facts, show: Collection[str] = SHOWN) -> list[str]:
+    """What is known of a value beside its shape, a text for each of the facts to ``show``.
+
+    >>> fact_labels(Facts(value="[1, 2]", kept=2048, gradient=0.5)), fact_labels(Facts(value="3", kept=8), show=["kept"])
+    (['= [1, 2]', 'keeps 2.0 KiB', '‖grad‖ = 0.5'], ['keeps 8 B'])
+    """
+    texts = []
+    if "value" in show and facts.value is not None:
+        texts.append(f"= {facts.value}")
+    if "kept" in show and facts.kept:
+        texts.append(f"keeps {bytes_label(facts.kept)}")
+    if "seconds" in show and facts.seconds is not None:
+        texts.append(seconds_label(facts.seconds))
+    if "gradient" in show and facts.gradient is not None:
+        texts.append(f"‖grad‖ = {amount_label(facts.gradient)}")
+    return texts
 
 
 def metadata_label(params: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ __all__ = ["Picture"]
 
 MOST_PIXELS = 16_000  # along a side of a PNG, for programs give up or run out of memory on larger ones
 SIZE = re.compile(rb'(?:width|height)="([\d.]+)pt"')
-SUFFIXES = (".svg", ".png", ".pdf", ".html", ".dot", ".gv")
+SUFFIXES = (".svg", ".png", ".pdf", ".html", ".txt", ".dot", ".gv")
 
 
 class Picture:
@@ -89,7 +89,8 @@ class Picture:
         return page(self.diagram, title)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the picture to a file, in the format that its name's ending says: .svg, .png, .pdf, .html, .dot or .gv.
+        """Write the picture to a file, in the format that its name's ending says: .svg, .png, .pdf, .html, .txt, .dot or
+        .gv.
 
         A failure leaves no part of a file, and an earlier file of that name as it was. PDF needs Graphviz's own ``dot``.
 
@@ -114,6 +115,8 @@ class Picture:
             content = self.dot.encode()
         elif suffix == ".html":
             content = self.html(path.stem).encode()
+        elif suffix == ".txt":
+            content = f"{self.text()}\n".encode()
         else:
             try:
                 content = self._content(suffix[1:], Layout(self._seconds))

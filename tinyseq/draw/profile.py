@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextvars import Token
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Profile:
         self._with_gradients = gradients
         self._squares: dict[int, float] = {}
         self._last = time.perf_counter()
-        self._outer: list[tuple[Any, Token[mode.Mode] | None]] = []
+        self._entered: list[AbstractContextManager[object]] = []
 
     @property
     def total(self) -> float:
@@ -43,12 +43,12 @@ class Profile:
         observer = mode.current().observer
         change = mode.changed(observer=_Both(self, observer) if observer else self)
         change.__enter__()
-        self._outer.append((change, None))
+        self._entered.append(change)
         self._last = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._outer.pop()[0].__exit__(*error)
+        self._entered.pop().__exit__(*error)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
         return f"<profile of {len(self.seconds)} operations, {self.total:.3g} s>"

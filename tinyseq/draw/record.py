@@ -71,7 +71,6 @@ class Frame:
         t: of a step.
         steps: T of a loop.
         reverse: whether a loop ran from the last step to the first.
-        hidden: how many steps a gap stands for.
         folded: whether a loop shows its body once.
         count: how many items are in all steps of a folded loop.
     """
@@ -83,7 +82,6 @@ class Frame:
     t: int | None = None
     steps: int | None = None
     reverse: bool = False
-    hidden: int = 0
     folded: bool = False
     backward: bool = False
     count: int | None = None

@@ -16,10 +16,10 @@ SMALLEST = 0.01  # of all operations: what repeats itself for less is chance
 CANDIDATES = 24  # lengths of a step that are tried
 
 
-def recognise(record: Record) -> bool:
+def recognise(record: Record) -> None:
     """Give frames to loops that are found in what no loop has marked: the same operations, again and again.
 
-    A step's operations follow one another with the same primitives and shapes. Returns whether a loop was found.
+    A step's operations follow one another with the same primitives and shapes.
     """
     owner = time_of(record).owner if record.frames else [None] * len(record.items)
     marked = [frame.kind != "module" for frame in record.frames]
@@ -31,7 +31,6 @@ def recognise(record: Record) -> bool:
     codes: dict[object, int] = {}
     kinds = [(record.items[i].operation, record.items[i].shape) for i in free]
     tokens = np.array([codes.setdefault(kind, len(codes)) for kind in kinds], dtype=np.int64)
-    found = False
     waiting = [(0, len(tokens))]
     while waiting:
         low, high = waiting.pop()
@@ -47,11 +46,9 @@ def recognise(record: Record) -> bool:
         count = (start + length - first) // period
         if count < FEWEST:
             continue
-        found = True
         _mark(record, free, first, count, period)
         waiting += [(low, first), (first + count * period, high)]
     record.sort_frames()
-    return found
 
 
 def _in(record: Record, i: int, marked: list[bool]) -> bool:

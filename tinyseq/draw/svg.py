@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from tinyseq.draw.colours import Theme, dark_css
 from tinyseq.draw.diagram import Box, Diagram
-from tinyseq.draw.labels import amount_label, bytes_label, seconds_label
+from tinyseq.draw.labels import amount_label, fact_labels
 
 __all__ = ["finished"]
 
@@ -61,9 +61,7 @@ def _words(box: Box) -> str:
     """What a browser shows when the mouse rests on a box: all that is known of it."""
     facts = box.facts
     more = [f"{facts.name}" if facts.name and facts.name not in box.title else ""]
-    more.append(f"keeps {bytes_label(facts.kept)}" if facts.kept else "")
-    more.append(seconds_label(facts.seconds) if facts.seconds is not None else "")
-    more.append(f"‖grad‖ = {amount_label(facts.gradient)}" if facts.gradient is not None else "")
+    more += fact_labels(facts)
     more += [f"{name}: {amount_label(row[0])} … {amount_label(row[-1])}" for name, row in facts.flow]
     return ", ".join((box.title, *box.lines, *(text for text in more if text and text not in box.lines)))
 

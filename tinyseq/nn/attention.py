@@ -19,9 +19,11 @@ from tinyseq.creation import zeros
 from tinyseq.errors import DTypeError, ShapeError
 from tinyseq.functions import broadcast_to, chunk, concatenate, dropout, linear, matmul, pad, softmax, tanh, where
 from tinyseq.nn import init
+from tinyseq.nn.cells import checked_probability
 from tinyseq.nn.dot_product import attention_weights, causal_mask, masked_softmax, scaled_dot_product_attention
 from tinyseq.nn.layers import Linear
 from tinyseq.nn.module import Module
+from tinyseq.scan import checked_lengths
 from tinyseq.tensor import Operand, Parameter, Tensor, as_tensor, bool_, float32
 
 __all__ = ["AdditiveAttention", "DotProductAttention", "GeneralAttention", "Memory", "MultiheadAttention"]
@@ -86,7 +88,7 @@ class _Attention(Module):
         if lengths is not None:
             if mask is not None:
                 raise ValueError(f"{kind} takes a mask or lengths, not both")
-            mask = mask_of(lengths, keys.shape[-2])
+            mask = np.arange(keys.shape[-2]) < checked_lengths(lengths, keys.shape[-2], kind)[:, None]
         if mask is not None:
             mask = as_tensor(mask)
             if mask.dtype != bool_:
@@ -298,11 +300,9 @@ class MultiheadAttention(Module):
     ) -> None:
         if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
             raise ShapeError(f"MultiheadAttention divides embed_dim among num_heads, got {embed_dim} for {num_heads}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"a dropout probability lies in [0, 1], got {dropout}")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
-        self.dropout = dropout
+        self.dropout = checked_probability(dropout, "dropout")
         self.add_zero_attn = add_zero_attn
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim
@@ -472,21 +472,3 @@ def _as_mask(given: Operand, name: str, *shapes: tuple[int, ...]) -> Tensor:
     if mask.dtype.kind not in "fV":
         raise DTypeError(f"{name} is boolean, or floating and added to the scores, got dtype {mask.dtype}; write mask != 0")
     return mask
-
-
-def mask_of(lengths: Any, steps: int) -> Tensor:
-    """(B, S) booleans, True where a row is not yet over: ``j < lengths[b]``.
-
-    Raises:
-        DTypeError: lengths that are no integers.
-        ShapeError: lengths that are not one a row, or not in 0 to S.
-    """
-    counts = np.asarray(lengths)
-    if counts.dtype.kind not in "iu":
-        raise DTypeError(f"lengths are integers, got dtype {counts.dtype}; cast them to int64")
-    if counts.ndim != 1:
-        raise ShapeError(f"lengths are one number a row, of shape (B,), got shape {counts.shape}")
-    for row, count in enumerate(counts):
-        if not 0 <= count <= steps:
-            raise ShapeError(f"lengths go from 0 to the {steps} steps there are, got {count} in row {row}")
-    return as_tensor(np.arange(steps) < counts[:, None])

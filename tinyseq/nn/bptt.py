@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyseq.errors import DTypeError, ShapeError
+from tinyseq.errors import ShapeError
 from tinyseq.nn.cells import Gated
+from tinyseq.scan import checked_lengths
 from tinyseq.tensor import Tensor, as_tensor
 from tinyseq.tree import flatten, tree_map
 
@@ -69,13 +70,13 @@ def truncated_bptt(
     unbatched = isinstance(layer, Gated) and isinstance(xs, Tensor) and xs.ndim == 2
     axis = 1 if getattr(layer, "batch_first", False) and not unbatched else 0
     total = _steps(xs, axis)
-    counts = None if lengths is None else _counts(lengths, total)
+    counts = None if lengths is None else checked_lengths(lengths, total, "truncated_bptt")
     flags = None if resets is None else as_tensor(resets)
     return _chunks(layer, xs, k, state, axis, total, counts, flags)
 
 
 def _chunks(
-    layer: Any, xs: Tree, k: int, state: Tree, axis: int, total: int, counts: Any, flags: Tensor | None
+    layer: Any, xs: Tree, k: int, state: Tree, axis: int, total: int, counts: np.ndarray[Any, Any] | None, flags: Tensor | None
 ) -> Iterator[tuple[slice, Tree, Tree]]:
     for first in range(0, total, k):
         steps = slice(first, min(first + k, total))
@@ -97,12 +98,3 @@ def _steps(xs: Tree, axis: int) -> int:
     if len({shape[axis] for shape in shapes}) > 1 or not shapes[0][axis]:
         raise ShapeError(f"truncated_bptt takes inputs of one length, at least 1, got shapes {shapes} with time as axis {axis}")
     return shapes[0][axis]
-
-
-def _counts(lengths: Any, total: int) -> np.ndarray[Any, Any]:
-    counts = np.asarray(lengths)
-    if counts.dtype.kind not in "iu":
-        raise DTypeError(f"lengths are integers, got dtype {counts.dtype}; cast them to int64")
-    if ((counts < 0) | (counts > total)).any():
-        raise ShapeError(f"lengths lie between 0 and the {total} steps there are, got {counts.tolist()}")
-    return counts.astype(np.int64)

@@ -16,8 +16,8 @@ from tinyseq.backend import use_backend
 from tinyseq.creation import ones, zeros
 from tinyseq.errors import DTypeError, ShapeError
 from tinyseq.functions import layer_norm
+from tinyseq.nn import init
 from tinyseq.nn.module import Module
-from tinyseq.tape import no_grad
 from tinyseq.tensor import Operand, Parameter, Tensor, as_tensor, float32, sigmoid, tanh, where
 from tinyseq.tree import tree_map
 
@@ -173,6 +173,20 @@ def checked_cell(cell: Any, who: str) -> Any:
     if not callable(cell) or not hasattr(cell, "initial_state"):
         raise DTypeError(f"{who} takes a cell with __call__(x, state) and initial_state(batch), got {type(cell).__name__}")
     return cell
+
+
+def checked_output_size(cell: Any, who: str) -> int:
+    """How many features the cell's output has.
+
+    Raises:
+        DTypeError: it does not tell.
+    """
+    size = getattr(cell, "output_size", None)
+    if not isinstance(size, int):
+        raise DTypeError(
+            f"{who} needs to know how many features {type(cell).__name__} puts out; give it an attribute output_size"
+        )
+    return size
 
 
 def checked_probability(p: float, what: str) -> float:
@@ -389,13 +403,12 @@ class Memory(Gated):
 
     pair = True
 
-    def _choose(self, hidden_size: int, proj_size: int, peepholes: bool, coupled: bool, forget_bias: float | None) -> None:
+    def _choose(self, hidden_size: int, proj_size: int, peepholes: bool, coupled: bool) -> None:
         if not 0 <= proj_size < hidden_size:
             raise ShapeError(f"proj_size lies between 0 and hidden_size={hidden_size}, got {proj_size}")
         self.proj_size = proj_size
         self.peepholes = peepholes
         self.coupled = coupled
-        self._forget_bias = forget_bias
 
     @property
     def _gates(self) -> int:
@@ -417,18 +430,12 @@ class Memory(Gated):
             shapes |= {"bias_c": (size,)} if self.bias else {}
         return shapes
 
-    def _add_weights(self, input_size: int, suffix: str, dtype: Any) -> None:
-        super()._add_weights(input_size, suffix, dtype)
-        bias, size = self._forget_bias, self.hidden_size
+    def _start_forget_gates(self, bias: float | None) -> None:
         if bias is None:
             return
         if not self.bias:
             raise ValueError(f"forget_bias={bias} is the start of a bias; leave it out with bias=False")
-        # f = 1 - sigma(a) is sigma(-a).
-        gate, start = (slice(0, size), -bias) if self.coupled else (slice(size, 2 * size), bias)
-        with no_grad():
-            getattr(self, "bias_ih" + suffix)[gate] = start
-            getattr(self, "bias_hh" + suffix)[gate] = 0.0
+        init.forget_bias_(self, bias)
 
     def equations(self, weights: Weights, mask: Tensor | None = None) -> Equations:
         """The step of one layer."""
@@ -644,5 +651,6 @@ class LSTMCell(_Cell, Memory):
         coupled: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        self._choose(hidden_size, proj_size, peepholes, coupled, forget_bias)
+        self._choose(hidden_size, proj_size, peepholes, coupled)
         super().__init__(input_size, hidden_size, bias, dtype, **options)
+        self._start_forget_gates(forget_bias)

@@ -39,6 +39,7 @@ from tinyseq.functions import (
 )
 from tinyseq.nn.ctc import ctc_loss
 from tinyseq.nn.dot_product import attention_weights, causal_mask, masked_softmax, scaled_dot_product_attention
+from tinyseq.scan import checked_lengths
 from tinyseq.tensor import Operand, Tensor, as_tensor
 
 __all__ = [
@@ -116,7 +117,7 @@ def sequence_loss(losses: Operand, lengths: Any = None, reduction: str = "mean",
     losses = as_tensor(losses)
     if losses.ndim != 2:
         raise ShapeError(f"sequence_loss takes one loss a step, with axes for time and batch, got shape {losses.shape}")
-    valid = _valid_steps(losses, lengths, batch_first)
+    valid = _valid_steps(losses, lengths, batch_first, "sequence_loss")
     return _over_steps(losses, valid, None, reduction, batch_first)
 
 
@@ -162,7 +163,7 @@ def sequence_cross_entropy(
         )
     if targets.dtype.kind not in "iu":
         raise DTypeError(f"sequence_cross_entropy takes integer classes, got dtype {targets.dtype}")
-    valid = _valid_steps(targets, lengths, batch_first)
+    valid = _valid_steps(targets, lengths, batch_first, "sequence_cross_entropy")
     counted = targets != ignore_index
     if valid is not None:
         logits = _f.where(valid.unsqueeze(-1), logits, 0.0)
@@ -174,19 +175,14 @@ def sequence_cross_entropy(
     return _over_steps(losses, counted, factors, reduction, batch_first)
 
 
-def _valid_steps(x: Tensor, lengths: Any, batch_first: bool) -> Tensor | None:
+def _valid_steps(x: Tensor, lengths: Any, batch_first: bool, who: str) -> Tensor | None:
     """Which steps of ``x`` (T, B), or (B, T), are not padding; None for all."""
     if lengths is None:
         return None
-    counts = np.asarray(lengths)
     rows, steps = x.shape if batch_first else x.shape[::-1]
-    if counts.dtype.kind not in "iu" and counts.size:
-        raise DTypeError(f"lengths are integers, got dtype {counts.dtype}; cast them to int64")
+    counts = checked_lengths(lengths, steps, who)
     if counts.shape != (rows,):
         raise ShapeError(f"lengths for {rows} rows have the shape ({rows},), got {counts.shape}")
-    for row, count in enumerate(counts):
-        if not 0 <= count <= steps:
-            raise ShapeError(f"lengths go from 0 to the {steps} steps there are, got {count} in row {row}")
     valid = np.arange(steps)[:, None] < counts
     return Tensor(x.backend.asarray(np.ascontiguousarray(valid.T) if batch_first else valid))
 

@@ -9,6 +9,7 @@ from typing import Any
 from tinyseq import functions, random
 from tinyseq.creation import ones, zeros
 from tinyseq.errors import ShapeError
+from tinyseq.nn.cells import checked_probability
 from tinyseq.nn.functional import layer_norm
 from tinyseq.nn.module import Module
 from tinyseq.tape import no_grad
@@ -94,13 +95,11 @@ class Embedding(Module):
     ) -> None:
         if num_embeddings < 0 or embedding_dim < 0:
             raise ShapeError(f"Embedding needs sizes that are not negative, got {num_embeddings} and {embedding_dim}")
-        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
-            raise ShapeError(f"padding_idx {padding_idx} is not among the {num_embeddings} rows of the table")
         if (max_norm is not None and max_norm < 0) or norm_type <= 0:
             raise ValueError(f"Embedding needs max_norm >= 0 and norm_type > 0, got {max_norm} and {norm_type}")
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
-        self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
+        self.padding_idx = _row(padding_idx, num_embeddings)
         self.max_norm = max_norm
         self.norm_type = norm_type
         self.weight = Parameter(random.randn((num_embeddings, embedding_dim), dtype))
@@ -137,10 +136,7 @@ class Embedding(Module):
             raise ShapeError(f"Embedding takes a table (V, E), got shape {table.shape}")
         layer = cls(0, table.shape[1], None, max_norm, norm_type, table.dtype)
         layer.num_embeddings = table.shape[0]
-        if padding_idx is not None:
-            if not -table.shape[0] <= padding_idx < table.shape[0]:
-                raise ShapeError(f"padding_idx {padding_idx} is not among the {table.shape[0]} rows of the table")
-            layer.padding_idx = padding_idx % table.shape[0]
+        layer.padding_idx = _row(padding_idx, table.shape[0])
         layer.weight = Parameter(table)
         layer.weight.requires_grad = not freeze
         return layer
@@ -162,6 +158,15 @@ class Embedding(Module):
             sizes = (rows.abs() ** self.norm_type).sum(-1, keepdims=True) ** (1 / self.norm_type)
             if bool((sizes > longest).any()):  # an id that occurs twice is given the same row twice
                 self.weight[ids] = functions.where(sizes > longest, rows * (longest / (sizes + 1e-7)), rows)
+
+
+def _row(padding_idx: int | None, rows: int) -> int | None:
+    """The row of the table that stands for padding, counted from its start."""
+    if padding_idx is None:
+        return None
+    if not -rows <= padding_idx < rows:
+        raise ShapeError(f"padding_idx {padding_idx} is not among the {rows} rows of the table")
+    return padding_idx % rows
 
 
 class LayerNorm(Module):
@@ -217,9 +222,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"a dropout probability lies in [0, 1], got {p}")
-        self.p = p
+        self.p = checked_probability(p, "dropout")
 
     def __call__(self, x: Operand) -> Tensor:
         """The input with some elements dropped, or as it is in evaluation."""

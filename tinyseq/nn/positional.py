@@ -12,6 +12,7 @@ import numpy as np
 
 from tinyseq import functions, random
 from tinyseq.errors import ShapeError
+from tinyseq.nn.cells import checked_probability
 from tinyseq.nn.module import Module
 from tinyseq.tensor import Operand, Parameter, Tensor, as_tensor, float32
 
@@ -47,10 +48,8 @@ class _PositionalEncoding(Module):
     """A vector for each position, added to the input; a subclass says which."""
 
     def __init__(self, size: int, dropout: float, batch_first: bool) -> None:
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"a dropout probability lies in [0, 1], got {dropout}")
         self.size = size
-        self.dropout = dropout
+        self.dropout = checked_probability(dropout, "dropout")
         self.batch_first = batch_first
 
     def _rows(self, start: int, length: int, dtype: Any) -> Tensor:

@@ -26,8 +26,8 @@ from tinyseq.nn.cells import (
     for_sequence,
 )
 from tinyseq.nn.module import Module
-from tinyseq.scan import scan
-from tinyseq.tensor import Operand, Tensor, as_tensor, bool_, float32, where
+from tinyseq.scan import _select, scan
+from tinyseq.tensor import Operand, Tensor, as_tensor, bool_, float32
 from tinyseq.tree import flatten, tree_map
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
@@ -130,9 +130,7 @@ def _run(
     def step(state: State, inputs: Any) -> tuple[State, Any]:
         x, noise, flag = inputs
         if flag is not None:
-            state = tree_map(
-                lambda first, now: where(flag.reshape(flag.shape + (1,) * (now.ndim - 1)), first, now), initial, state
-            )
+            state = tree_map(lambda first, now: _select(flag, first, now), initial, state)
         output, state = cell(x, state, noise)
         return state, output
 
@@ -405,10 +403,11 @@ class LSTM(_Stack, Memory):
         coupled: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        self._choose(hidden_size, proj_size, peepholes, coupled, forget_bias)
+        self._choose(hidden_size, proj_size, peepholes, coupled)
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, reverse, **options
         )
+        self._start_forget_gates(forget_bias)
         self.return_cells = return_cells
 
 

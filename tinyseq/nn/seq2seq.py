@@ -15,14 +15,14 @@ from tinyseq.creation import ones
 from tinyseq.errors import DTypeError, ShapeError
 from tinyseq.functions import concatenate, cumsum, dropout, softmax, tanh, where
 from tinyseq.nn import decoding
-from tinyseq.nn.attention import Memory, mask_of
-from tinyseq.nn.cells import Noise, NoisyStep, State, checked_cell, checked_probability, for_sequence
+from tinyseq.nn.attention import Memory
+from tinyseq.nn.cells import Noise, NoisyStep, State, checked_cell, checked_output_size, checked_probability, for_sequence
 from tinyseq.nn.decoding import Decoded
 from tinyseq.nn.layers import Linear
 from tinyseq.nn.module import Module
 from tinyseq.nn.recurrent import Recurrent
 from tinyseq.nn.wrappers import DropoutCell, ProjectionCell, ResidualCell, StackedCell
-from tinyseq.scan import scan
+from tinyseq.scan import checked_lengths, scan
 from tinyseq.tape import no_grad
 from tinyseq.tensor import Operand, Tensor, as_tensor, float32
 from tinyseq.tree import flatten, tree_map
@@ -53,11 +53,9 @@ class _AttentionCell(Module):
             raise DTypeError(
                 f"{kind} takes an attention with remember(keys) and read(query, memory), got {type(attention).__name__}"
             )
-        if not isinstance(getattr(cell, "output_size", None), int):
-            raise DTypeError(f"{kind} needs to know how many features its cell puts out; give it an attribute output_size")
+        size = checked_output_size(cell, kind)
         self.attention = attention
-        key_size = getattr(attention, "key_size", None)
-        self.value_size = value_size or key_size or cell.output_size
+        self.value_size = value_size or getattr(attention, "key_size", None) or size
 
     def over(self, memory: Memory, need_weights: bool = False) -> AttendingCell:
         """The cell that reads this memory: an ordinary one, for ``nn.Recurrent`` and ``ts.scan``.
@@ -577,7 +575,7 @@ class EncoderDecoder(Module):
         source = source.transpose(0, 1) if self.batch_first else source
         batch = source.shape[1]
         if lengths is not None:
-            rows = mask_of(lengths, source.shape[0]).shape[0]
+            rows = len(checked_lengths(lengths, source.shape[0], "EncoderDecoder"))
             if rows != batch:
                 raise ShapeError(f"EncoderDecoder got lengths for {rows} rows and a source of {batch}")
         outputs, state = self.encoder(source, lengths=lengths)

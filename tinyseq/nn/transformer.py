@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from tinyseq import functions
 from tinyseq.creation import full
@@ -34,25 +34,33 @@ M = TypeVar("M", bound=Module)
 
 
 class _Layer(Module):
-    """What the two kinds of layers share: residual connections around attentions and a feed-forward net."""
+    """What the two kinds of layers share: a residual connection and a normalisation around each part."""
+
+    attentions: ClassVar[tuple[str, ...]] = ("self_attn",)
+    self_attn: MultiheadAttention
+    norm1: LayerNorm
+    norm2: LayerNorm
 
     def __init__(
         self,
         d_model: int,
-        dim_feedforward: int,
-        dropout: float,
-        activation: Activation,
-        layer_norm_eps: float,
-        norm_first: bool,
-        bias: bool,
-        dtype: Any,
-        norms: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Activation = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        dtype: Any = float32,
     ) -> None:
+        for name in self.attentions:
+            setattr(self, name, MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype))
         self.linear1 = Linear(d_model, dim_feedforward, bias, dtype)
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model, bias, dtype)
         self.norm_first = norm_first
-        for place in range(1, norms + 1):
+        for place in range(1, len(self.attentions) + 2):
             setattr(self, f"norm{place}", LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype))
         if isinstance(activation, str) and activation not in ACTIVATIONS:
             raise ValueError(f"activation is 'relu', 'gelu' or a function, got {activation!r}")
@@ -95,25 +103,6 @@ class TransformerEncoderLayer(_Layer):
     >>> layer(ts.zeros((5, 3, 8)), is_causal=True).shape
     (5, 3, 8)
     """
-
-    norm1: LayerNorm
-    norm2: LayerNorm
-
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = "relu",
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        dtype: Any = float32,
-    ) -> None:
-        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype)
-        super().__init__(d_model, dim_feedforward, dropout, activation, layer_norm_eps, norm_first, bias, dtype, norms=2)
 
     def __call__(
         self,
@@ -162,26 +151,9 @@ class TransformerDecoderLayer(_Layer):
     (4, 3, 8)
     """
 
-    norm1: LayerNorm
-    norm2: LayerNorm
+    attentions = ("self_attn", "multihead_attn")
+    multihead_attn: MultiheadAttention
     norm3: LayerNorm
-
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = "relu",
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        dtype: Any = float32,
-    ) -> None:
-        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype)
-        self.multihead_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype)
-        super().__init__(d_model, dim_feedforward, dropout, activation, layer_norm_eps, norm_first, bias, dtype, norms=3)
 
     def __call__(
         self,

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyseq import random
-from tinyseq.errors import DTypeError, ShapeError
-from tinyseq.nn.cells import Noise, NoisyStep, State, checked_cell, checked_probability, for_sequence
+from tinyseq.errors import ShapeError
+from tinyseq.nn.cells import Noise, NoisyStep, State, checked_cell, checked_output_size, checked_probability, for_sequence
 from tinyseq.nn.layers import Linear
 from tinyseq.nn.module import Module
 from tinyseq.tensor import Operand, Tensor, as_tensor, float32, where
@@ -47,7 +47,7 @@ class StackedCell(Module):
     @property
     def output_size(self) -> int:
         """The features of an output."""
-        return _output_size(self.cells[-1], "StackedCell")
+        return checked_output_size(self.cells[-1], "StackedCell")
 
     def initial_state(self, batch: int) -> tuple[State, ...]:
         """The tuple of each cell's initial state for ``batch`` rows."""
@@ -95,7 +95,7 @@ class _Wrapper(Module):
     @property
     def output_size(self) -> int:
         """The features of an output."""
-        return _output_size(self.cell, type(self).__name__)
+        return checked_output_size(self.cell, type(self).__name__)
 
     def initial_state(self, batch: int) -> State:
         """That of the cell inside."""
@@ -159,7 +159,7 @@ class ProjectionCell(_Wrapper):
 
     def __init__(self, cell: Any, out_features: int, bias: bool = True, dtype: Any = float32) -> None:
         super().__init__(cell)
-        self.linear = Linear(_output_size(cell, "ProjectionCell"), out_features, bias, dtype)
+        self.linear = Linear(checked_output_size(cell, "ProjectionCell"), out_features, bias, dtype)
 
     @property
     def output_size(self) -> int:
@@ -194,7 +194,7 @@ class DropoutCell(_Wrapper):
         super().__init__(cell)
         self.p = checked_probability(p, "dropout")
         self.variational = variational
-        _output_size(cell, "DropoutCell")  # said now, not in the middle of a training
+        checked_output_size(cell, "DropoutCell")  # said now, not in the middle of a training
 
     def __call__(self, x: Any, state: State = None) -> tuple[Tensor, State]:
         """The output, with a mask of its own, and the next state of the cell inside, which gets x and state as they are.
@@ -240,12 +240,3 @@ def _added(x: Operand, output: Operand) -> Tensor:
             "give it a cell with as many outputs as inputs, or a ProjectionCell around one"
         )
     return x + output
-
-
-def _output_size(cell: Any, who: str) -> int:
-    size = getattr(cell, "output_size", None)
-    if not isinstance(size, int):
-        raise DTypeError(
-            f"{who} needs to know how many features {type(cell).__name__} puts out; give it an attribute output_size"
-        )
-    return size

@@ -43,7 +43,7 @@ class EMA:
         self.decay = decay
         self.warmup = warmup
         self._params = [p for _, p in named_parameters(params)]
-        self._means = [_copy(p) for p in self._params]
+        self._means = [p.detach().copy() for p in self._params]
         self._count = 0
 
     def update(self) -> None:
@@ -70,7 +70,7 @@ class EMA:
     def copy_to_parameters(self) -> None:
         """Give the parameters the values of the means, for good."""
         for p, mean in zip(self._params, self._means, strict=True):
-            p.data = _copy(mean).data
+            p.data = mean.copy().data
 
     def state_dict(self) -> dict[str, Tensor]:
         """The means, ``mean.0`` of the first parameter, and how many updates they have had."""
@@ -96,9 +96,5 @@ class EMA:
                     f"the EMA's entry mean.{i} is {mean.dtype} {mean.shape}, but the parameter is {p.dtype} {p.shape}; "
                     "it is of another architecture"
                 )
-        self._means = [_copy(state[f"mean.{i}"].to(p.backend)) for i, p in enumerate(self._params)]
+        self._means = [state[f"mean.{i}"].detach().to(p.backend).copy() for i, p in enumerate(self._params)]
         self._count = int(state["updates"].item())
-
-
-def _copy(t: Tensor) -> Tensor:
-    return Tensor(t.backend.ops.copy(t.detach().data))

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinyseq import random
 from tinyseq.errors import CheckpointError, TinyseqError
-from tinyseq.io import load, load_metadata, save
+from tinyseq.io import load_whole, save
 from tinyseq.tensor import Tensor
 
 __all__ = ["RandomState", "Stateful", "load_checkpoint", "save_checkpoint"]
@@ -82,12 +82,12 @@ def load_checkpoint(path: str | os.PathLike[str], parts: Mapping[str, Stateful])
     """
     shown = repr(os.fspath(path))
     try:
-        text, tensors = load_metadata(path).get(ENTRY), load(path)
+        tensors, texts = load_whole(path)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {shown} to go on from") from None
-    if text is None:
+    if ENTRY not in texts:
         raise CheckpointError(f"{shown} holds tensors, but no run of a trainer")
-    states: dict[str, dict[str, Any]] = json.loads(text)
+    states: dict[str, dict[str, Any]] = json.loads(texts[ENTRY])
     if states.keys() != parts.keys():
         raise CheckpointError(
             f"{shown} holds the parts {', '.join(sorted(states))}, but this run has {', '.join(sorted(parts))}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from tinyseq.errors import DataError
+from tinyseq.io import write_whole
 
 __all__ = ["CSVLog", "JSONLog", "Log"]
 
@@ -59,7 +61,7 @@ class JSONLog(Log):
         """Keep the lines up to a step; a last line that a crash cut short goes too."""
         if self.path.exists():
             kept = [line for line in self.path.read_text("utf-8").splitlines() if _step_of(line) <= step]
-            _replace(self.path, (line + "\n" for line in kept))
+            write_whole(self.path, "".join(line + "\n" for line in kept).encode())
 
 
 def _step_of(line: str) -> float:
@@ -132,16 +134,8 @@ class CSVLog(Log):
     def _rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
         assert self._columns is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\n", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
-
-
-def _replace(path: Path, lines: Iterable[str]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(lines)
-    os.replace(temporary, path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path, text.getvalue().encode())

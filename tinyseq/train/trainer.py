@@ -16,7 +16,7 @@ import numpy as np
 
 from tinyseq.console import Progress, Stop
 from tinyseq.errors import CheckpointError, DataError, DTypeError, NonFiniteError
-from tinyseq.io import load, load_metadata, save
+from tinyseq.io import load_whole, save
 from tinyseq.nn.module import Module
 from tinyseq.optim.clip import clip_grad_norm
 from tinyseq.optim.ema import EMA
@@ -157,12 +157,16 @@ class Trainer:
             What ended it: "steps", "seconds", "patience" or "signal".
 
         Raises:
-            NonFiniteError: the loss or the gradient's norm is not finite; the weights are as before that step.
+            NonFiniteError: the loss, or with ``clip`` the gradient's norm, is not finite; the weights are as before
+                that step.
             CheckpointError: the folder holds another run, or, with ``resume``, none that fits; or it cannot be written.
             DataError: there are no batches.
-            ValueError: nothing would end training, ``valid_every`` is missing and ``batches`` have no length, or
-                ``monitor`` is not among the metrics.
+            ValueError: nothing would end training, ``valid_every`` is missing and ``batches`` have no length, a number
+                of steps between two things is less than 1, or ``monitor`` is not among the metrics.
         """
+        for what, count in (("valid_every", valid_every), ("log_every", log_every), ("save_every", save_every)):
+            if count is not None and count < 1:
+                raise ValueError(f"{what} is at least 1, got {count}")
         end, every = _end(batches, steps, epochs, seconds, valid_every, valid)
         for name, source in (("batches", batches), ("valid", valid)):
             self._parts.pop(name, None)
@@ -334,8 +338,9 @@ class Trainer:
         path = None if self.folder is None else self.folder / BEST
         if path is None or not path.exists():
             raise CheckpointError("there is no best checkpoint; a trainer with a folder writes one when it validates")
-        self.model.load_state_dict(load(path))
-        return json.loads(load_metadata(path)["metrics"])
+        state, facts = load_whole(path)
+        self.model.load_state_dict(state)
+        return json.loads(facts["metrics"])
 
     def state_dict(self) -> dict[str, Any]:
         """The trainer's own part of a checkpoint, in a form that JSON can hold."""
@@ -373,8 +378,6 @@ def _end(
         raise ValueError("nothing would end training; give steps, epochs or seconds")
     if valid is not None and valid_every is None and length is None:
         raise ValueError("batches without a length do not say how often to validate; give valid_every")
-    if valid_every is not None and valid_every < 1:
-        raise ValueError(f"valid_every is at least 1, got {valid_every}")
     return steps, valid_every or length or sys.maxsize
 
 
