@@ -22,6 +22,7 @@ from tinyseq.backend import backends as backends
 from tinyseq.backend import current_backend as current_backend
 from tinyseq.backend import get_backend as get_backend
 from tinyseq.backend import use_backend as use_backend
+from tinyseq.compiler.jit import jit as jit
 from tinyseq.creation import *  # noqa: F403
 from tinyseq.draw import draw as draw
 from tinyseq.errors import *  # noqa: F403

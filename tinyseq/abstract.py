@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from tinyseq.backend import Backend
 
@@ -35,12 +35,24 @@ class Tracer(Backend):
     Attributes:
         level: a trace within a trace has the higher level, and takes the other's values as given.
         ended: whether the traced function has returned.
+        caller: the public function that traces, as messages name it.
+        remedy: what else can be done where a trace does not do.
     """
 
     array_type = Abstract
     level: int
     ended: bool
+    caller: ClassVar[str] = "scan"
+    remedy: ClassVar[str] = "scan(..., unroll=True)"
 
     def apply(self, primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
         """Record an operation, at least one of whose inputs is traced."""
+        raise NotImplementedError
+
+    def inside(self, x: Tensor) -> Tensor:
+        """The traced Tensor that stands for a Tensor."""
+        raise NotImplementedError
+
+    def loop(self) -> NoReturn:
+        """Called by a ``scan`` that would compile a loop, if this is the backend in force."""
         raise NotImplementedError

@@ -21,11 +21,14 @@ from tinyseq.array_api import operations
 from tinyseq.errors import BackendError, DTypeError
 
 if TYPE_CHECKING:
+    from tinyseq.compiler.fuse import Fuses
     from tinyseq.compiler.loop import Step
+    from tinyseq.graph import Graph
 
 __all__ = [
     "Backend",
     "BackendInfo",
+    "CannotFuse",
     "backend_of",
     "backends",
     "canonical_dtype",
@@ -38,6 +41,10 @@ GROUP = "tinyseq.backends"
 Array = Any
 
 
+class CannotFuse(Exception):
+    """A backend's loop takes a step alone; the sentence says what it has no code for."""
+
+
 class Backend:
     """What tinyseq asks of a backend. Subclass it, name it, and say which array library it runs on.
 
@@ -48,6 +55,10 @@ class Backend:
         install: the command that installs what the backend needs.
         ops: a function for each primitive: ``ops.tanh(x)``, ``ops.sum(x, axis=(-1,), keepdims=False)``.
         fused: functions of ``tinyseq.fused`` that this backend computes in one pass, by name.
+        fuses: which equations its loops can run beside the carry, see ``tinyseq.compiler.fuse``; None if they take a step
+            alone.
+        recomputes: whether elementwise work is better done again than kept for a gradient, since ``compile_graph`` makes one
+            pass over memory of it.
         generator_family: backends that name the same family share one random generator, so that the same seed
             gives the same numbers on each.
 
@@ -57,7 +68,9 @@ class Backend:
     name: ClassVar[str]
     install: ClassVar[str] = ""
     generator_family: ClassVar[str]
+    recomputes: ClassVar[bool] = False
     xp: Any
+    fuses: Fuses | None = None
     array_type: type
 
     def __init__(self) -> None:
@@ -123,17 +136,29 @@ class Backend:
         """Put back what ``generator_state`` gave."""
         generator.bit_generator.state = state
 
-    def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
+    def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array], list[Array]]]:
         """A step's graph as a loop over time.
 
         Returns:
             ``loop(carry, stacks, closed, steps, reverse)``, which returns the last carry, the histories (T + 1, ...) of
-            the parts of the carry that ``step.histories`` names, and the written stacks (T, ...). Here it runs the
-            graph operation by operation; a backend may compile it.
+            the parts of the carry that ``step.histories`` names, the written stacks (T, ...), and ``step.sums``. Here it
+            runs the graph operation by operation; a backend may compile it.
+
+        Raises:
+            CannotFuse: it takes the step alone, without what was fused into it.
         """
         from tinyseq.compiler.interpret import interpreted
 
         return interpreted(step, self)
+
+    def compile_graph(self, graph: Graph) -> Callable[..., list[Array]]:
+        """A straight-line graph as a function from the arrays of its inputs to the list of its outputs' arrays.
+
+        Here it runs operation by operation; a backend may compile it. The arrays that it is given must not be changed.
+        """
+        from tinyseq.compiler.straight import interpreted
+
+        return interpreted(graph, self)
 
     def elementwise(self, rule: Callable[..., Callable[..., tuple[Any, ...]]], **flags: Any) -> Callable[..., tuple[Any, ...]]:
         """A function of numbers, made to run over arrays of one shape and dtype. A backend may compile it to one pass.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinyseq import mode
+from tinyseq.abstract import Tracer
 from tinyseq.compiler.scan import compiled_scan, traced
 from tinyseq.errors import DTypeError, GraphError, ShapeError
 from tinyseq.flow import active as active_flow
@@ -82,6 +83,8 @@ def scan(
     >>> total.item(), sums.tolist()
     (6, [1, 3, 6])
     """
+    if not unroll and isinstance(staging := mode.current().backend, Tracer):
+        staging.loop()
     x_leaves, x_kinds = _tensors(xs)
     start, kinds = _tensors(carry)
     steps = _steps(x_leaves, x_kinds, length)

@@ -124,6 +124,8 @@ def _backend_for(primitive: Primitive, inputs: tuple[Any, ...]) -> Backend:
     tracers = [x.data.tracer for x in inputs if isinstance(x, Tensor) and isinstance(x.data, Abstract)]
     if tracers:
         return max(tracers, key=lambda tracer: tracer.level)
+    if isinstance(staging := current_mode().backend, Tracer):  # a jit takes in what has numbers too: they may change
+        return staging
     found = {type(x.data): backend_of(x.data) for x in inputs if isinstance(x, Tensor)}
     if len(found) > 1:
         names = " and ".join(repr(b.name) if b else f"no backend ({kind})" for kind, b in found.items())
@@ -215,6 +217,8 @@ def raw(backend: Backend) -> _Raw:
 
 def link(x: Tensor) -> Tensor:
     """The same value at a new place on the tape: gradients with respect to it are its own, and flow on to ``x``."""
+    if isinstance(staging := current_mode().backend, Tracer):
+        x = staging.inside(x)
     node: Place = (
         _new_leaf(x.data)
         if x.node is None
@@ -524,6 +528,11 @@ class Tensor:
     @property
     def grad(self) -> Tensor | None:
         """The gradient that ``backward`` left here, or None."""
+        if isinstance(current_mode().backend, Tracer):
+            raise GraphError(
+                "a function that jit compiles runs once, so it would see the .grad of that moment for ever; pass gradients to it "
+                "as arguments"
+            )
         if isinstance(self.node, Leaf):
             return self.node.grad
         return self.node.extra.get("grad") if self.node is not None and self.node.extra else None
@@ -558,8 +567,8 @@ class Tensor:
         backend = self.backend
         if isinstance(backend, Tracer):
             raise GraphError(
-                "backward() on a traced tensor, which has no numbers; call it on what scan returns, or use ts.grad on a "
-                "function within the step"
+                f"backward() on a traced tensor, which has no numbers; call it on what {backend.caller} returns, or use ts.grad "
+                "on a function within"
             )
         if gradient is None:
             if self.size != 1:
@@ -588,7 +597,8 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same array as a constant: no gradient flows through it."""
-        return apply(TABLE["detach"], (self,)) if isinstance(self.data, Abstract) else Tensor(self.data)
+        traced = isinstance(self.data, Abstract) or isinstance(current_mode().backend, Tracer)
+        return apply(TABLE["detach"], (self,)) if traced else Tensor(self.data)
 
     def requires_grad_(self, value: bool = True) -> Tensor:
         """Set ``requires_grad`` and return the tensor itself."""
@@ -926,8 +936,8 @@ class Tensor:
             )
         if mode.current().tracing:
             raise GraphError(
-                "a step that is compiled runs once, so an assignment to a tensor outside it would happen once; make that "
-                "tensor a part of the carry, or use scan(..., unroll=True)"
+                "a function that is compiled runs once, so an assignment to a tensor outside it would happen once; make that "
+                "tensor a part of the carry of a scan, or of what a jit takes and returns, or use scan(..., unroll=True)"
             )
         static, indices = self._split_key(key)
         value = as_tensor(value)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinyseq import mode, random
-from tinyseq.abstract import Abstract
+from tinyseq.abstract import Abstract, Tracer
 from tinyseq.creation import zeros_like
 from tinyseq.errors import DTypeError, GraphError, ShapeError
 from tinyseq.primitives import Primitive
@@ -50,10 +50,10 @@ def _pull_back(
         (type(place) is Leaf or place in wrt) and (place not in own or place.parents)
         for place in ancestors([place for place, _ in starts], wrt)
     )
-    if outside and mode.current().recording:
+    backend = inputs[0].backend
+    if (outside and mode.current().recording) or isinstance(backend, Tracer):
         found = walk(recorded, starts, wrt, retain=True)
         return [found[x.node] if x.node in found else zeros_like(x) for x in inputs]
-    backend = inputs[0].backend
     found = walk(raw(backend), [(place, g.data) for place, g in starts], wrt, retain=retain)
     return [Tensor(backend.contiguous(backend.asarray(found[x.node]))) if x.node in found else zeros_like(x) for x in inputs]
 

@@ -11,14 +11,19 @@ look-up) add in no fixed order.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from tinyseq.array_api import fill_key, full_permutation
 from tinyseq.backend import Backend
 from tinyseq_cupy.philox import Philox
+
+if TYPE_CHECKING:
+    from tinyseq.compiler.loop import Step
 
 __all__ = ["CupyBackend"]
 
@@ -73,6 +78,20 @@ class CupyBackend(Backend):
         host: np.ndarray[Any, Any] = self.xp.asnumpy(array)
         return host
 
+    def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array], list[Array]]]:
+        """The step as CUDA kernels for the current device; operation by operation where there is no code for one."""
+        from tinyseq.compiler import debug
+        from tinyseq_cupy.loop.cuda import current_machine
+        from tinyseq_cupy.loop.plan import Unsupported
+        from tinyseq_cupy.loop.run import compile_loop
+
+        try:
+            return compile_loop(step, current_machine())
+        except Unsupported as reason:
+            debug.show("time", f"fell back to one operation at a time: there is no code for {reason}")
+            _say_once(str(reason))
+            return super().compile_loop(step)
+
     def contiguous(self, array: Array) -> Array:
         """The array in C order."""
         return array if array.flags.c_contiguous else array.copy()
@@ -92,6 +111,11 @@ class CupyBackend(Backend):
     def set_generator_state(self, generator: Philox, state: dict[str, Any]) -> None:
         """Put back a key and a counter."""
         generator.state = state
+
+
+@cache
+def _say_once(reason: str) -> None:
+    warnings.warn(f"a scan runs one operation at a time, since the compiled loop has no code for {reason}", stacklevel=6)
 
 
 def _overrides(cupy: Any) -> dict[str, Callable[..., Array]]:

@@ -16,10 +16,12 @@ import numpy as np
 from tinyseq_numpy import NumpyBackend
 
 from tinyseq.array_api import INDEX
+from tinyseq.backend import CannotFuse
 from tinyseq.errors import BackendError
 
 if TYPE_CHECKING:
     from tinyseq.compiler.loop import Step
+    from tinyseq.graph import Graph
 
 __all__ = ["NumbaBackend"]
 
@@ -37,6 +39,7 @@ class NumbaBackend(NumpyBackend):
 
     name: ClassVar[str] = "numba"
     install: ClassVar[str] = "pip install 'tinyseq[numba]'"
+    recomputes: ClassVar[bool] = True
 
     def __init__(self) -> None:
         try:
@@ -47,7 +50,10 @@ class NumbaBackend(NumpyBackend):
         from tinyseq_numba.elementwise import Elementwise
         from tinyseq_numba.fused import KERNELS
 
+        from tinyseq_numba.loop.layout import fuses
+
         self.fused = dict(KERNELS)
+        self.fuses = fuses
         self._compiled: dict[tuple[Any, ...], Elementwise] = {}
 
     @classmethod
@@ -60,7 +66,7 @@ class NumbaBackend(NumpyBackend):
         """Numba's version, and NumPy's."""
         return f"numba {importlib.metadata.version('numba')}, {super().version}"
 
-    def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
+    def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array], list[Array]]]:
         """The step as machine code, a share of the batch a thread; NumPy's loop where there is no code for an operation."""
         from tinyseq.compiler import debug
         from tinyseq_numba.loop.compile import compile_step
@@ -69,9 +75,17 @@ class NumbaBackend(NumpyBackend):
         try:
             return compile_step(step)
         except Unsupported as reason:
+            if step.before or step.after or step.sums:
+                raise CannotFuse(str(reason)) from reason
             debug.show("time", f"fell back to NumPy's loop: there is no code for {reason}")
             _say_once(str(reason))
             return super().compile_loop(step)
+
+    def compile_graph(self, graph: Graph) -> Callable[..., list[Array]]:
+        """Elementwise work and reductions of rows as machine code, one pass over memory each; the rest as on NumPy."""
+        from tinyseq_numba.region_code import compile_graph
+
+        return compile_graph(graph, self)
 
     def overrides(self) -> dict[str, Callable[..., Any]]:
         """NumPy's, and an embedding's scatter-add, for which NumPy takes many times as long."""

@@ -179,7 +179,7 @@ class NumpyBackend(Backend):
         """NumPy's own dtypes, and those of packages that extend it, such as ml_dtypes."""
         return dtype
 
-    def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
+    def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array], list[Array]]]:
         """The step as a Python function of NumPy calls that write into buffers made once."""
         from tinyseq_numpy.loop import compile_loop
 

@@ -117,7 +117,7 @@ class _Writer:
 def source(step: Step) -> tuple[str, dict[str, Any]]:
     """The source of ``loop(carry, stacks, closed, steps, reverse)``, and the constants that it names.
 
-    It returns the last carry, the histories (T + 1, ...) and the written stacks (T, ...).
+    It returns the last carry, the histories (T + 1, ...), the written stacks (T, ...), and no sums.
     """
     w = _Writer(step)
     carry = [w.name(v) for v in step.carry]
@@ -172,12 +172,12 @@ def source(step: Step) -> tuple[str, dict[str, Any]]:
         "    for t in range(steps - 1, -1, -1) if reverse else range(steps):",
         "        after = t if reverse else t + 1",
         *(f"        {line}" for line in w.each),
-        f"    return [{', '.join(carry)}], [{', '.join(histories)}], [{', '.join(written)}]",
+        f"    return [{', '.join(carry)}], [{', '.join(histories)}], [{', '.join(written)}], []",
     ]
     return "\n".join(lines) + "\n", w.constants
 
 
-def compile_loop(step: Step, backend: Backend) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
+def compile_loop(step: Step, backend: Backend) -> Callable[..., tuple[list[Array], list[Array], list[Array], list[Array]]]:
     """The step as a loop on NumPy arrays."""
     text, constants = source(step)
     debug.show("source", "Python", text)

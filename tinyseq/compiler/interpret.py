@@ -16,8 +16,9 @@ __all__ = ["interpreted"]
 Array = Any
 
 
-def interpreted(step: Step, backend: Backend) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
+def interpreted(step: Step, backend: Backend) -> Callable[..., tuple[list[Array], list[Array], list[Array], list[Array]]]:
     """``loop(carry, stacks, closed, steps, reverse)``, as :meth:`Backend.compile_loop` describes it."""
+    assert not step.sums
     ops = backend.ops
 
     def stacked(arrays: Sequence[Array], reverse: bool) -> Array:
@@ -26,7 +27,7 @@ def interpreted(step: Step, backend: Backend) -> Callable[..., tuple[list[Array]
 
     def loop(
         carry: Sequence[Array], stacks: Sequence[Array], closed: Sequence[Array], steps: int, reverse: bool
-    ) -> tuple[list[Array], list[Array], list[Array]]:
+    ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
         states = [list(carry)]
         written: list[list[Array]] = []
         for t in range(steps - 1, -1, -1) if reverse else range(steps):
@@ -43,6 +44,6 @@ def interpreted(step: Step, backend: Backend) -> Callable[..., tuple[list[Array]
             states.append([value(x) for x in step.new_carry])
             written.append([value(x) for x in step.written])
         histories = [stacked([state[i] for state in states], reverse) for i in step.histories]
-        return states[-1], histories, [stacked(column, reverse) for column in map(list, zip(*written, strict=True))]
+        return states[-1], histories, [stacked(column, reverse) for column in map(list, zip(*written, strict=True))], []
 
     return loop

@@ -158,6 +158,24 @@ def differentiate(opened: Opened, carries: int, wanted: Sequence[bool], watch: b
 
 
 @dataclass(frozen=True)
+class Total:
+    """A value summed over all steps: the gradient of what was closed over.
+
+    Attributes:
+        var: the value at one step.
+        kind: "stack": sum the stack; "product": ``x.T @ y`` over all rows of all steps at once; "scatter": one scatter of
+            all steps; "fixed": the same at every step; "rows": the sum of all rows of all steps.
+        inputs: the operands of the product or the scatter, or whose rows are summed.
+        params: the metadata of the scatter.
+    """
+
+    var: Var
+    kind: str
+    inputs: tuple[Var, ...] = ()
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Step:
     """What a backend compiles: the equations of one step.
 
@@ -166,11 +184,17 @@ class Step:
             outputs are the new carry, then what is written to the output stacks.
         carries: how many parts the carry has.
         histories: which parts of the carry are kept for every step.
+        before, after: so many of the first equations need no carry, and so many of the last ones are for no later step: a
+            backend may run them for some steps at a time. None, unless the backend said that it fuses them.
+        sums: what is added up over all rows and steps, likewise.
     """
 
     graph: Graph
     carries: int
     histories: tuple[int, ...]
+    before: int = 0
+    after: int = 0
+    sums: tuple[Total, ...] = ()
 
     @property
     def carry(self) -> tuple[Var, ...]:
@@ -187,24 +211,6 @@ class Step:
     @property
     def written(self) -> tuple[Operand, ...]:
         return self.graph.outputs[self.carries :]
-
-
-@dataclass(frozen=True)
-class Total:
-    """A value summed over all steps: the gradient of what was closed over.
-
-    Attributes:
-        var: the value at one step.
-        kind: "stack": sum the stack; "product": ``x.T @ y`` over all rows of all steps at once; "scatter": one scatter of
-            all steps; "fixed": the same at every step.
-        inputs: the operands of the product or the scatter.
-        params: the metadata of the scatter.
-    """
-
-    var: Var
-    kind: str
-    inputs: tuple[Var, ...] = ()
-    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -242,7 +248,12 @@ class Plan:
             return [f"{title}:", *([f"  {names.line(e)}" for e in equations] or ["  (nothing)"])]
 
         step = self.step.graph.text(names).removeprefix("graph ")
-        lines = [*part("once", self.fixed), *part("before", self.before), f"step {step}", *part("after", self.after)]
+        lines = [*part("once", self.fixed), *part("before", self.before), f"step {step}"]
+        if self.step.before or self.step.after:
+            lines.append(f"of it {self.step.before} equations before and {self.step.after} after the loop, some steps at a time")
+        for total in self.step.sums:
+            lines.append(f"summed in the loop: {names[total.var]} ({total.kind} of {', '.join(names[v] for v in total.inputs)})")
+        lines += part("after", self.after)
         for total in self.totals:
             inputs = ", ".join(names[v] for v in total.inputs or (total.var,))
             lines.append(f"sum over time: {names[total.var]} ({total.kind} of {inputs})")

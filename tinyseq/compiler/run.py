@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyseq.backend import Backend
+from tinyseq.backend import Backend, CannotFuse
 from tinyseq.compiler import debug
+from tinyseq.compiler.fuse import fuse
 from tinyseq.compiler.loop import Plan, Program, Total, lifted
 from tinyseq.graph import Equation, Operand, Var
 
@@ -17,7 +18,7 @@ __all__ = ["Runner"]
 
 Array = Any
 Env = dict[Var, Array]
-Loop = Callable[..., tuple[list[Array], list[Array], list[Array]]]
+Loop = Callable[..., tuple[list[Array], list[Array], list[Array], list[Array]]]
 
 
 class Runner:
@@ -28,21 +29,35 @@ class Runner:
         self.backend = backend
         debug.show("graph", "a step and its gradient", program.body.joint)
         debug.show("split", f"by time, for {backend.name}", program)
-        with debug.timed(f"compiled the forward loop for {backend.name}"):
-            self._forward = backend.compile_loop(program.forward.step)
-        self._backward: Loop | None = None  # compiled when first asked for: who only infers does not wait for it
-        plan = program.backward
+        plan, body = program.backward, program.body
         equations = (*plan.fixed, *plan.before, *plan.after)
         self._read = {v for e in equations for v in e.vars} | {*plan.step.slices, *plan.step.graph.closed}
         self._read.update(v for total in plan.totals for v in (total.var, *total.inputs))
+        self._forward = self._compiled("forward", program.forward, (*body.y, *self._read))
+        self._backward: tuple[Plan, Loop] | None = None  # when first asked for: who only infers does not wait for it
+
+    def _compiled(self, what: str, plan: Plan, asked: Iterable[Operand]) -> tuple[Plan, Loop]:
+        """The plan as the backend runs it, and its loop."""
+        with debug.timed(f"compiled the {what} loop for {self.backend.name}"):
+            if self.backend.fuses is not None:
+                together = fuse(plan, (v for v in asked if isinstance(v, Var)), self.backend.fuses)
+                if together is not plan:
+                    try:
+                        loop = self.backend.compile_loop(together.step)
+                    except CannotFuse as reason:
+                        debug.show("time", f"the {what} loop stays by itself: there is no code for {reason} beside it")
+                    else:
+                        debug.show("split", f"{what}, as {self.backend.name} runs it", together)
+                        return together, loop
+            return plan, self.backend.compile_loop(plan.step)
 
     def forward(
         self, carry: Sequence[Array], xs: Sequence[Array], closed: Sequence[Array], steps: int, reverse: bool
     ) -> tuple[list[Array], list[Array], Env]:
         """The last carry, the stacked outputs, and what the backward pass will read."""
-        body, plan = self.program.body, self.program.forward
+        body, (plan, loop) = self.program.body, self._forward
         env: Env = dict(zip((*body.x, *body.joint.closed), (*xs, *closed), strict=True))
-        last = _run(self.backend.ops, plan, self._forward, env, body.carry, carry, steps, reverse)
+        last, _ = _run(self.backend.ops, plan, loop, env, body.carry, carry, steps, reverse)
         ys = [self._stack(y, env, plan, steps) for y in body.y]
         return last, ys, {v: a for v, a in env.items() if v in self._read}
 
@@ -64,13 +79,14 @@ class Runner:
 
         ``squares`` is given the squared gradients of the watched parts of the carry at every step.
         """
+        body, ops = self.program.body, self.backend.ops
         if self._backward is None:
-            with debug.timed(f"compiled the backward loop for {self.backend.name}"):
-                self._backward = self.backend.compile_loop(self.program.backward.step)
-        body, plan, ops = self.program.body, self.program.backward, self.backend.ops
+            asked = (*body.gradients[body.carries : body.carries + body.xs], *body.squares)
+            self._backward = self._compiled("backward", self.program.backward, asked)
+        plan, loop = self._backward
         env = {**env, **dict(zip(body.cotangents[body.carries :], ys, strict=True))}
-        first = _run(ops, plan, self._backward, env, body.cotangents[: body.carries], last, steps, not reverse)
-        totals = {total.var: _total(ops, total, plan, env, steps) for total in plan.totals}
+        first, totals = _run(ops, plan, loop, env, body.cotangents[: body.carries], last, steps, not reverse)
+        totals.update((total.var, _total(ops, total, plan, env, steps)) for total in plan.totals)
         for e in plan.finally_:
             totals[e.output] = getattr(ops, e.primitive.name)(*(_value(totals, x) for x in e.inputs), **e.params)
         if squares is not None:
@@ -99,15 +115,19 @@ def _run(
     start: Sequence[Array],
     steps: int,
     reverse: bool,
-) -> list[Array]:
-    """Run a plan; ``env`` gains what stands outside the loop and what the loop writes. Returns the last carry."""
+) -> tuple[list[Array], Env]:
+    """Run a plan; ``env`` gains what stands outside the loop and what the loop writes.
+
+    Returns:
+        the last carry, and what the loop summed.
+    """
     step = plan.step
     for e in plan.fixed:
         env[e.output] = getattr(ops, e.primitive.name)(*(_value(env, x) for x in e.inputs), **e.params)
     _lift(ops, plan.before, plan, env, steps)
     stacks, closed = [env[v] for v in step.slices], [env[v] for v in step.graph.closed]
     with debug.timed(f"{steps} steps of a loop"):
-        last, histories, written = loop(start, stacks, closed, steps, reverse)
+        last, histories, written, sums = loop(start, stacks, closed, steps, reverse)
     for i, history in zip(step.histories, histories, strict=True):
         # The states before each step and those after it are one stack, a step apart.
         first, rest = (ops.getitem(history, key=(part,)) for part in (slice(None, -1), slice(1, None)))
@@ -118,7 +138,7 @@ def _run(
             env.setdefault(new, out)
     env.update(zip(plan.written, written, strict=True))
     _lift(ops, plan.after, plan, env, steps)
-    return last
+    return last, {total.var: a for total, a in zip(step.sums, sums, strict=True)}
 
 
 def _value(env: Env, x: Operand) -> Any:

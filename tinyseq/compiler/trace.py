@@ -15,7 +15,7 @@ from tinyseq.abstract import Abstract, Tracer
 from tinyseq.backend import canonical_dtype, current_backend
 from tinyseq.errors import GraphError
 from tinyseq.graph import Equation, Graph, Operand, Var
-from tinyseq.primitives import Primitive
+from tinyseq.primitives import TABLE, Primitive
 from tinyseq.tape import Leaf, Node, Place, ancestors
 from tinyseq.tensor import Tensor, as_tensor
 
@@ -69,7 +69,7 @@ class Trace(Tracer):
             raise GraphError(LEFT)
         raise GraphError(
             f"a traced tensor of shape {array.shape} has no numbers yet, so Python cannot branch on it, print it or turn it "
-            "into an array; use ts.where for a choice, or scan(..., unroll=True)"
+            f"into an array; use ts.where for a choice, or {self.remedy}"
         )
 
     @property
@@ -77,7 +77,7 @@ class Trace(Tracer):
         """Refused: only what depends on values asks for the array library itself."""
         raise GraphError(
             "the shape of this result depends on the values of a traced tensor, which has none yet; use ts.where, or "
-            "scan(..., unroll=True)"
+            f"{self.remedy}"
         )
 
     def inside(self, x: Tensor) -> Tensor:
@@ -101,8 +101,10 @@ class Trace(Tracer):
         shape, dtype = primitive.shape(*arrays, **params)
         output = Abstract(self, tuple(shape), dtype)
         # Whatever the VJPs will want is at hand: abstract values hold no memory.
-        node = Node(primitive, parents, arrays, output, params, output.shape, dtype, mode.current().scope)
-        return Tensor(output, node)
+        m = mode.current()
+        result = Tensor(output, Node(primitive, parents, arrays, output, params, output.shape, dtype, m.scope))
+        # Under no_grad within the traced function no gradient flows back through the result.
+        return result if m.recording or not primitive.differentiable else self.apply(TABLE["detach"], (result,), {})
 
 
 @dataclass(frozen=True)

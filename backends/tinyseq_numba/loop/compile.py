@@ -21,18 +21,19 @@ import platformdirs
 
 from tinyseq.compiler import debug
 from tinyseq.graph import Var
-from tinyseq_numba.loop.kernel import Kernel, write_kernel
-from tinyseq_numba.loop.layout import width_of
-from tinyseq_numba.loop.product import pack
+from tinyseq_numba.loop.kernel import KINDS, Kernel, write_kernel
+from tinyseq_numba.loop.layout import Layout, padded, width_of
+from tinyseq_numba.loop.product import DEPTH, ROWS, panel_of, write_pack
 
 if TYPE_CHECKING:
-    from tinyseq.compiler.loop import Step
+    from tinyseq.compiler.loop import Step, Total
 
 __all__ = ["compile_step", "threads"]
 
 Array = np.ndarray[Any, Any]
-Function = Callable[[int, int, int, int, int, Any], None]
-FORMAT = 2  # of the kept files
+Function = Callable[..., None]
+FORMAT = 3  # of the kept files
+CHUNK = 192  # rows, over some steps, that go through what stands around the loop at a time: their values stay in the cache
 
 
 @cache
@@ -50,8 +51,8 @@ _engines: list[Any] = []  # for ever: LLVM crashes when an engine that was given
 
 
 @cache
-def _function(text: str) -> Function:
-    """The compiled ``loop`` of a module."""
+def _function(text: str, name: str, *kinds: Any) -> Function:
+    """The compiled function of a module; it takes arguments of these types."""
     machine, description = _machine()
     path = _folder() / f"{hashlib.sha256(f'{FORMAT} {description} {text}'.encode()).hexdigest()[:40]}.o"
     code = _read(path)
@@ -67,9 +68,9 @@ def _function(text: str) -> Function:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5, ctypes.c_void_p)  # releases the interpreter's lock
+    kind = ctypes.CFUNCTYPE(None, *kinds)  # releases the interpreter's lock
     _engines.append(engine)
-    return kind(engine.get_function_address("loop"))
+    return kind(engine.get_function_address(name))
 
 
 # --- machine code on the disk -----------------------------------------------------------------------------------------
@@ -144,12 +145,27 @@ def compile_step(step: Step) -> Callable[..., tuple[list[Array], list[Array], li
     """
     kernel = write_kernel(step)
     debug.show("source", "LLVM", kernel.text)
-    function = _function(kernel.text)
-    return _Loop(step, kernel, function)
+    return _Loop(step, kernel, _function(kernel.text, "loop", *[ctypes.c_int64] * 6, ctypes.c_void_p))
+
+
+def pack(weights: Array) -> Array:
+    """(K, N) as (panels, K, columns of a panel), with zeros where N does not fill the last panel."""
+    kinds = (*[ctypes.c_int64] * 4, ctypes.c_void_p, ctypes.c_void_p)
+    function = _function(_pack_text(weights.dtype), "pack", *kinds)
+    (rows, columns), width = weights.shape, panel_of(weights.dtype)
+    packed = np.empty((-(-columns // width), rows, width), weights.dtype)
+    row, column = (stride // weights.itemsize for stride in weights.strides)
+    function(rows, columns, row, column, weights.ctypes.data, packed.ctypes.data)
+    return packed
+
+
+@cache
+def _pack_text(dtype: np.dtype[Any]) -> str:
+    return write_pack(dtype)
 
 
 class _Loop:
-    """``loop(carry, stacks, closed, steps, reverse)`` -> the last carry, histories (T + 1, ...), written stacks (T, ...)."""
+    """``loop(carry, stacks, closed, steps, reverse)`` -> the last carry, histories (T + 1, ...), written (T, ...), sums."""
 
     def __init__(self, step: Step, kernel: Kernel, function: Function) -> None:
         self.step, self.kernel, self.function = step, kernel, function
@@ -158,54 +174,104 @@ class _Loop:
         self.distances = [
             layout.reads[v].distance if i not in step.histories else width_of(v, rows) for i, v in enumerate(step.carry)
         ]
+        self.packed = [step.graph.closed.index(v) for v in layout.packed]
+        read = {place.base for v, place in layout.reads.items()}
+        self.only_packed = {i for i in self.packed if ("closed", i) not in read}
+        self.spare: list[tuple[tuple[int, int, int], _Room]] = []  # rooms of calls that have ended
 
     def __call__(
         self, carry: Sequence[Array], stacks: Sequence[Array], closed: Sequence[Array], steps: int, reverse: bool
-    ) -> tuple[list[Array], list[Array], list[Array]]:
+    ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
         step, layout = self.step, self.kernel.layout
         batch = step.carry[0].shape[0]
-        histories: dict[int, Array] = {}
-        buffers: dict[int, Array] = {}
+        shares = min(threads(), batch)
+        share = -(-batch // shares)
+        chunk = max(ROWS, CHUNK // share // ROWS * ROWS) if step.before or step.after or step.sums else steps
+        carried: list[Array] = []
         for i, (v, start) in enumerate(zip(step.carry, carry, strict=True)):
             if i in step.histories:
-                histories[i] = np.empty((steps + 1, *v.shape), v.dtype)
-                histories[i][steps if reverse else 0] = start
+                array = np.empty((steps + 1, *v.shape), v.dtype)
+                array[steps if reverse else 0] = start
             else:
-                buffers[i] = np.empty((2, batch, self.distances[i]), v.dtype)
-                buffers[i][0, :, : width_of(v, layout.rows)] = start.reshape(batch, -1)
-        stacks = [np.ascontiguousarray(a) for a in stacks]
-        closed = [np.ascontiguousarray(a) for a in closed]
-        packed = [pack(closed[step.graph.closed.index(v)]) for v in layout.packed]
+                array = np.empty((2, batch, self.distances[i]), v.dtype)
+                array[0, :, : width_of(v, layout.rows)] = start.reshape(batch, -1)
+            carried.append(array)
+        given = [np.ascontiguousarray(a) for a in stacks]
+        same = [a if i in self.only_packed else np.ascontiguousarray(a) for i, a in enumerate(closed)]
+        packed = [pack(closed[i]) for i in self.packed]
         written = [np.empty((steps, *v.shape), v.dtype) for v in step.written if isinstance(v, Var)]
-        scratch = [np.empty((batch, width), dtype) for width, dtype in layout.scratch]
-        pointers = (ctypes.c_void_p * self.kernel.count)()
-        groups = {
-            "carry": buffers, "history": histories, "stack": dict(enumerate(stacks)), "closed": dict(enumerate(closed)),
-            "packed": dict(enumerate(packed)), "written": dict(enumerate(written)), "scratch": dict(enumerate(scratch)),
+        totals = [np.zeros((shares, *_room(total)), total.var.dtype) for total in step.sums]
+        size = (batch, shares, chunk)
+        room = self._room(size)
+        arrays = {
+            "carry": carried, "history": carried, "stack": given, "closed": same, "packed": packed, "written": written,
+            "scratch": room.scratch, "chunk": room.chunks,
         }  # fmt: skip
-        for kind, arrays in groups.items():
-            for i, array in arrays.items():
-                pointers[self.kernel.offsets[kind] + i] = array.ctypes.data
-        self._run(batch, steps, int(reverse), pointers)
+        pointers = [_address(a) for kind in KINDS if kind in arrays for a in arrays[kind]]
+        mine = [*room.partials, *totals, *room.panels]
+        lists = [
+            (ctypes.c_void_p * self.kernel.count)(*pointers, *(_address(a[share]) for a in mine)) for share in range(shares)
+        ]
+        self._run(batch, steps, chunk, int(reverse), lists)
+        self.spare.append((size, room))
         last = []
         for i, v in enumerate(step.carry):
-            if i in histories:
-                last.append(histories[i][0 if reverse else steps])
+            if i in step.histories:
+                last.append(carried[i][0 if reverse else steps])
             else:
-                last.append(buffers[i][steps & 1, :, : width_of(v, layout.rows)].reshape(v.shape))
-        return last, [histories[i] for i in step.histories], written
+                last.append(carried[i][steps & 1, :, : width_of(v, layout.rows)].reshape(v.shape))
+        return last, [carried[i] for i in step.histories], written, [_sum(t, a) for t, a in zip(step.sums, totals, strict=True)]
 
-    def _run(self, batch: int, steps: int, reverse: int, pointers: Any) -> None:
+    def _room(self, size: tuple[int, int, int]) -> _Room:
+        """What the kernel writes for itself: taken from a call that has ended, if it was of the same size."""
+        while self.spare:
+            known, room = self.spare.pop()
+            if known == size:
+                return room
+        return _Room(self.step, self.kernel.layout, *size)
+
+    def _run(self, batch: int, steps: int, chunk: int, reverse: int, pointers: Sequence[Any]) -> None:
         """Each thread takes a share of the batch through all steps; they never wait for each other within the loop."""
-        shares = min(threads(), batch)
+        shares = len(pointers)
         edges = [batch * i // shares for i in range(shares + 1)]
-        if shares == 1:
-            self.function(0, batch, batch, steps, reverse, pointers)
-            return
-        pending = [
-            _pool(shares - 1, os.getpid()).submit(self.function, a, b, batch, steps, reverse, pointers)
-            for a, b in itertools.pairwise(edges[1:])
-        ]
-        self.function(0, edges[1], batch, steps, reverse, pointers)
+        calls = [(a, b, batch, steps, chunk, reverse, own) for (a, b), own in zip(itertools.pairwise(edges), pointers, strict=True)]
+        pending = [_pool(shares - 1, os.getpid()).submit(self.function, *call) for call in calls[1:]]
+        self.function(*calls[0])
         for one in pending:
             one.result()
+
+
+class _Room:
+    """Arrays that a kernel writes for itself; of the last three kinds each thread has its own."""
+
+    def __init__(self, step: Step, layout: Layout, batch: int, shares: int, chunk: int) -> None:
+        self.scratch = [np.empty((batch, width), dtype) for width, dtype in layout.scratch]
+        self.chunks = [np.empty((chunk, batch, width), dtype) for width, dtype in layout.chunks]
+        self.partials = [np.empty((shares, *_room(total)), total.var.dtype) for total in step.sums]
+        products = [total for total in step.sums if total.kind == "product"]
+        depth = max(DEPTH, -(-batch // shares))
+        sides = [max((_room(total)[side] * total.var.dtype.itemsize for total in products), default=0) for side in (0, 1)]
+        self.panels = [np.empty((shares, depth * side), np.uint8) for side in sides]
+
+
+def _room(total: Total) -> tuple[int, ...]:
+    """The shape of a sum within the kernel: of a product, with room for whole tiles."""
+    if total.kind == "rows":
+        return (total.inputs[0].shape[-1],)
+    rows, columns = (v.shape[-1] for v in total.inputs)
+    return -(-rows // ROWS) * ROWS, padded(columns, total.var.dtype)
+
+
+def _sum(total: Total, shares: Array) -> Array:
+    """The threads' sums as one, in the order of the threads."""
+    whole = shares[0]
+    for one in shares[1:]:
+        whole = whole + one
+    if total.kind == "rows":
+        return whole.reshape(total.var.shape)
+    rows, columns = total.var.shape
+    return whole[:rows, :columns]
+
+
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])

@@ -1,23 +1,27 @@
 """A step as LLVM code: one function that takes a share of the batch through all T steps.
 
-for each step
-  for each stage
-    for each row of the share
+for each chunk of steps
+  before the loop, for each stage
+    for each step of the chunk, for each row of the share
       for each phase: the numbers that are one a row, then the columns, a vector at a time
-    the products that follow the stage
+    the products that follow the stage, for all steps of the chunk at once
+  for each step of the chunk
+    for each stage: the rows, then the products
+  after the loop: as before it
+  the sums over rows and steps grow
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llvmlite import ir
 
 from tinyseq.graph import Equation, Operand, Var
-from tinyseq_numba.loop.layout import COLUMNS, Layout, Place, padded, plan_layout, width_of
-from tinyseq_numba.loop.product import define_product, lanes_of, loop
+from tinyseq_numba.loop.layout import AFTER, BEFORE, COLUMNS, LOOP, Layout, Place, padded, plan_layout, width_of
+from tinyseq_numba.loop.product import define_outer, define_product, lanes_of, loop
 from tinyseq_numba.loop.vectors import FLOATS, I8, I64, Vectors, compute
 
 if TYPE_CHECKING:
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Kernel", "write_kernel"]
 
 # The order of the kernel's pointers: all carries, then all histories' ... as ``Kernel.pointers`` counts them.
-KINDS = ("carry", "history", "stack", "closed", "packed", "written", "scratch")
+KINDS = ("carry", "history", "stack", "closed", "packed", "written", "scratch", "chunk", "partial", "total", "panel")
 IDENTITY = frozenset(("copy", "reshape", "broadcast_to"))
 
 
@@ -34,7 +38,8 @@ class Kernel:
     """A kernel's text, and what its caller must give it.
 
     Attributes:
-        text: LLVM assembly of ``void loop(first, last, rows, steps, reverse, pointers)``: rows first to last of ``rows``.
+        text: LLVM assembly of ``void loop(first, last, rows, steps, chunk, reverse, pointers)``: rows first to last of
+            ``rows``, so many steps at a time.
         layout: where things are.
         offsets: for each kind of array, where its pointers begin.
     """
@@ -63,6 +68,7 @@ class _Writer:
         counts = {
             "carry": len(step.carry), "history": len(step.carry), "stack": len(step.slices), "closed": len(step.graph.closed),
             "packed": len(self.layout.packed), "written": len(step.written), "scratch": len(self.layout.scratch),
+            "chunk": len(self.layout.chunks), "partial": len(step.sums), "total": len(step.sums), "panel": 2,
         }  # fmt: skip
         self.offsets, self.count = {}, 0
         for kind in KINDS:
@@ -74,9 +80,9 @@ class _Writer:
 
     def write(self) -> Kernel:
         module = ir.Module("tinyseq_loop")
-        kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64, I64, I64, ir.PointerType()])
+        kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64, I64, I64, I64, ir.PointerType()])
         function = ir.Function(module, kind, "loop")
-        self.first, self.last, self.batch, self.steps, reverse, pointers = function.args
+        self.first, self.last, self.batch, self.steps, chunk, reverse, pointers = function.args
         self.b = b = ir.IRBuilder(function.append_basic_block("entry"))
         self.entry = function.entry_basic_block
         self.pointers = [
@@ -84,22 +90,132 @@ class _Writer:
         ]
         self.accumulators: dict[tuple[Var, int], Any] = {}
         self._make_accumulators()
-        backwards = b.icmp_signed("!=", reverse, I64(0))
-        with loop(b, I64(0), self.steps) as count:
-            t = b.select(backwards, b.sub(b.sub(self.steps, I64(1)), count), count)
-            later = b.add(t, I64(1))
-            self.now = {
-                "t": t,
-                "in": b.select(backwards, later, t),
-                "out": b.select(backwards, t, later),
-                "parity": b.and_(count, I64(1)),
-            }
-            self.bases: dict[tuple[str, int], Any] = {}
-            for stage in range(self.layout.stages):
-                self._bases_for(stage)
-                self._stage(stage)
+        self.backwards = b.icmp_signed("!=", reverse, I64(0))
+        with loop(b, I64(0), self.steps, chunk) as self.begin:
+            rest = b.sub(self.steps, self.begin)
+            self.length = b.select(b.icmp_signed("<", rest, chunk), rest, chunk)
+            self._clear_sums()
+            self._around(BEFORE)
+            with loop(b, I64(0), self.length) as s:
+                self._at_step(s)
+                for stage in range(self.layout.stages[LOOP]):
+                    self._rows(LOOP, stage)
+                    self._products(stage)
+            self._around(AFTER)
+            self._add_sums()
         b.ret_void()
         return Kernel(str(module), self.layout, self.offsets, self.count)
+
+    # The parts
+
+    def _at_step(self, s: Any) -> None:
+        """From here on, addresses are those of step ``s`` of the chunk."""
+        b = self.b
+        count = b.add(self.begin, s)
+        t = b.select(self.backwards, b.sub(b.sub(self.steps, I64(1)), count), count)
+        later = b.add(t, I64(1))
+        self.now = {
+            "s": s,
+            "t": t,
+            "in": b.select(self.backwards, later, t),
+            "out": b.select(self.backwards, t, later),
+            "parity": b.and_(count, I64(1)),
+        }
+        self.bases: dict[tuple[str, int], Any] = {}
+        for place in (*self.layout.reads.values(), *(p for places in self.layout.writes.values() for p in places)):
+            self._base(place)  # before the loops that use it
+        for _, place, _ in self.layout.copies:
+            self._base(place)
+
+    def _around(self, section: int) -> None:
+        """What stands before or after the loop, for all steps of a chunk, stage by stage."""
+        for stage in range(self.layout.stages[section]):
+            if self._passes(section, stage):
+                with loop(self.b, I64(0), self.length) as s:
+                    self._at_step(s)
+                    self._rows(section, stage)
+            products = self.layout.products.get((section, stage), ())
+            if products:
+                self._at_step(I64(0))
+            for e, number in products:
+                # Tiles go along time: a sequence has as many steps as a chunk, a share may have one row.
+                left, out = e.inputs[0], e.output
+                assert isinstance(left, Var)
+                a, c = self.layout.reads[left], self.layout.reads[out]
+                self._product(e, number, self.length, self._over_time(a), self._over_time(c), self.b.sub(self.last, self.first),
+                              I64(a.distance), I64(c.distance))  # fmt: skip
+
+    def _products(self, stage: int) -> None:
+        """The products of a step that follow a stage."""
+        for e, number in self.layout.products.get((LOOP, stage), ()):
+            left, out = e.inputs[0], e.output
+            assert isinstance(left, Var)
+            a, c = self.layout.reads[left], self.layout.reads[out]
+            rows = self.b.sub(self.last, self.first)
+            self._product(e, number, rows, I64(a.distance), I64(c.distance), I64(1), I64(0), I64(0))
+
+    def _product(
+        self, e: Equation, number: int, rows: Any, lda: Any, ldc: Any, groups: Any, group_a: Any, group_c: Any
+    ) -> None:
+        left, out = e.inputs[0], e.output
+        assert isinstance(left, Var)
+        columns, inner = I64(padded(out.shape[-1], out.dtype)), I64(left.shape[-1])
+        a, c = (self._address(self.layout.reads[v], self.first, I64(0)) for v in (left, out))
+        panels = self.pointers[self.offsets["packed"] + number]
+        product = define_product(self.b.module, out.dtype)
+        self.b.call(product, [groups, group_a, group_c, rows, columns, inner, a, lda, panels, c, ldc])
+
+    def _over_time(self, place: Place) -> Any:
+        """The distance from a row to the same row one step further on, in the order in which the loop runs."""
+        b, kind = self.b, place.base[0]
+        if kind == "closed":
+            return I64(0)
+        size = b.mul(self.batch, I64(place.distance))
+        return size if kind == "chunk" else b.select(self.backwards, b.neg(size), size)
+
+    # Sums over rows and steps
+
+    def _clear_sums(self) -> None:
+        for i, total in enumerate(self.step.sums):
+            if total.kind == "rows":
+                self._each_column(i, lambda v, dtype, partial, whole: v.store(v.constant(dtype, 0), dtype, partial))
+
+    def _add_sums(self) -> None:
+        """A chunk's sums join the whole ones: sums of sums lose fewer bits than one long sum."""
+        b = self.b
+
+        def add(v: Vectors, dtype: np.dtype[Any], partial: Any, whole: Any) -> None:
+            v.store(b.fadd(v.load(dtype, whole), v.load(dtype, partial)), dtype, whole)
+
+        for i, total in enumerate(self.step.sums):
+            if total.kind == "rows":
+                self._each_column(i, add)
+                continue
+            self._at_step(I64(0))
+            left, right = total.inputs
+            operands: list[Any] = []
+            for x in (left, right):
+                place = self.layout.reads[x]
+                operands += [
+                    I64(x.shape[-1]), self._address(place, self.first, I64(0)), I64(place.distance), self._over_time(place)
+                ]  # fmt: skip
+            panels = [self.pointers[self.offsets["panel"] + side] for side in (0, 1)]
+            c = self.pointers[self.offsets["total"] + i]
+            rows = b.sub(self.last, self.first)
+            ldc = I64(padded(right.shape[-1], right.dtype))
+            b.call(define_outer(b.module, left.dtype), [rows, self.length, *operands, *panels, c, ldc])
+
+    def _each_column(self, i: int, do: Callable[[Vectors, np.dtype[Any], Any, Any], None]) -> None:
+        (x,) = self.step.sums[i].inputs
+        width = width_of(x, self.rows)
+        whole = width - width % self.lanes
+        for start, stop, lanes in ((0, whole, self.lanes), (whole, width, 1)):
+            if start < stop:
+                with loop(self.b, I64(start), I64(stop), lanes) as column:
+                    partial, total = (
+                        self._at(self.pointers[self.offsets[kind] + i], x.dtype, column) for kind in ("partial", "total")
+                    )
+                    do(Vectors(self.b, lanes), x.dtype, partial, total)
 
     # Memory
 
@@ -114,8 +230,10 @@ class _Writer:
         kind, i = base
         if kind in ("in", "out"):
             return self.step.carry[i].dtype
-        if kind == "scratch":
-            return self.layout.scratch[i][1]
+        if kind in ("scratch", "chunk"):
+            return (self.layout.scratch if kind == "scratch" else self.layout.chunks)[i][1]
+        if kind == "partial":
+            return self.step.sums[i].var.dtype
         value = {"stack": self.step.slices, "closed": self.step.graph.closed, "written": self.step.written}[kind][i]
         assert isinstance(value, Var)
         return value.dtype
@@ -131,17 +249,10 @@ class _Writer:
                 index = self.now[kind] if kept else self.now["parity"] if kind == "in" else b.xor(self.now["parity"], I64(1))
             else:
                 pointer = self.pointers[self.offsets[kind] + i]
-                index = self.now["t"] if kind in ("stack", "written") else None
+                index = self.now["s"] if kind == "chunk" else self.now["t"] if kind in ("stack", "written") else None
             offset = I64(0) if index is None else b.mul(index, size)
             self.bases[place.base] = self._at(pointer, self._dtype_of(place.base), offset)
         return self.bases[place.base]
-
-    def _bases_for(self, stage: int) -> None:
-        """Compute the addresses before the loops that use them."""
-        for place in (*self.layout.reads.values(), *(p for places in self.layout.writes.values() for p in places)):
-            self._base(place)
-        for _, place in self.layout.copies:
-            self._base(place)
 
     def _at(self, pointer: Any, dtype: np.dtype[Any], index: Any) -> Any:
         return self.b.gep(pointer, [index], source_etype=I8 if dtype.kind == "b" else FLOATS[dtype])
@@ -154,42 +265,29 @@ class _Writer:
 
     # Stages and phases
 
-    def _stage(self, stage: int) -> None:
-        b, layout = self.b, self.layout
-        equations = [e for e in layout.equations if self._pass_of(e)[0] == stage]
-        copies = [(v, p) for v, p in self.layout.copies if layout.level[v][0] == stage]
-        if equations or copies:
-            phases = sorted({self._pass_of(e)[1] for e in equations} | {layout.level[v][1] for v, _ in copies})
-            with loop(b, self.first, self.last) as row:
-                for phase in phases:
-                    self._phase(
-                        row,
-                        [e for e in equations if self._pass_of(e)[1] == phase],
-                        [(v, p) for v, p in copies if layout.level[v][1] == phase],
-                    )
-        for e, number in layout.products.get(stage, ()):
-            left, out = e.inputs[0], e.output
-            assert isinstance(left, Var)
-            a, c = layout.reads[left], layout.reads[out]
-            product = define_product(b.module, out.dtype)
-            b.call(
-                product,
-                [
-                    b.sub(self.last, self.first),
-                    I64(padded(out.shape[-1], out.dtype)),
-                    I64(left.shape[-1]),
-                    self._address(a, self.first, I64(0)),
-                    I64(a.distance),
-                    self.pointers[self.offsets["packed"] + number],
-                    self._address(c, self.first, I64(0)),
-                    I64(c.distance),
-                ],
-            )
+    def _passes(self, section: int, stage: int) -> list[int]:
+        """The phases of a stage in which there is something to do."""
+        levels = [self._pass_of(e) for e in self.layout.equations] + [level for _, _, level in self.layout.copies]
+        return sorted({phase for *at, phase in levels if at == [section, stage]})
 
-    def _pass_of(self, e: Equation) -> tuple[int, int]:
+    def _rows(self, section: int, stage: int) -> None:
+        """A stage of a step: its passes over each row of the share."""
+        phases = self._passes(section, stage)
+        if not phases:
+            return
+        with loop(self.b, self.first, self.last) as row:
+            for phase in phases:
+                level = (section, stage, phase)
+                self._phase(
+                    row,
+                    [e for e in self.layout.equations if self._pass_of(e) == level],
+                    [(v, place) for v, place, at in self.layout.copies if at == level],
+                )
+
+    def _pass_of(self, e: Equation) -> tuple[int, int, int]:
         """The pass in which an equation runs; a sum over a row is there one phase after the pass that adds it up."""
-        stage, phase = self.layout.level[e.output]
-        return (stage, phase - 1) if e.primitive.name in COLUMNS else (stage, phase)
+        section, stage, phase = self.layout.level[e.output]
+        return section, stage, phase - 1 if e.primitive.name in COLUMNS else phase
 
     def _width(self, e: Equation) -> int:
         if e.primitive.name in COLUMNS:
@@ -246,7 +344,7 @@ class _Writer:
         rest = b.load(self.accumulators[out, 1], typ=ir.VectorType(FLOATS[out.dtype], 1))
         total = self._combine(one, name, one.splat(many), rest)
         for place in self.layout.writes.get(out, ()):
-            one.store(total, out.dtype, self._address(place, row, I64(0)))
+            self._put(one, total, out.dtype, place, row, I64(0))
 
     def _body(
         self,
@@ -287,7 +385,14 @@ class _Writer:
             exponent = e.inputs[1] if name == "power" and not isinstance(e.inputs[1], Var) else None
             values[out] = compute(v, name, inputs, e.params, exponent)
             for place in self.layout.writes.get(out, ()):
-                v.store(values[out], out.dtype, self._address(place, row, column))
+                self._put(v, values[out], out.dtype, place, row, column)
         for x, place in copies:
-            v.store(value(x, x.dtype), x.dtype, self._address(place, row, column))
+            self._put(v, value(x, x.dtype), x.dtype, place, row, column)
         return values
+
+    def _put(self, v: Vectors, value: Any, dtype: np.dtype[Any], place: Place, row: Any, column: Any) -> None:
+        """Store a value; where it is summed over rows, add it."""
+        address = self._address(place, row, column)
+        if place.base[0] == "partial":
+            value = self.b.fadd(v.load(dtype, address), value)
+        v.store(value, dtype, address)

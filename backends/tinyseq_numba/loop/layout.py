@@ -3,8 +3,9 @@
 A row is one sequence of the batch. Elementwise work goes over a row in one pass and keeps values in registers; a value
 is put into memory only if a product, another pass, the next step or the caller asks for it.
 
-    stage   begins after the products of the stage before: a value that a product gives is there at the next stage
-    phase   within a stage, one pass over a row: a sum over the row is there at the next phase
+    section  before, in and after the loop over a chunk of steps: what is for all steps of a chunk at once stands around it
+    stage    begins after the products of the stage before: a value that a product gives is there at the next stage
+    phase    within a stage, one pass over a row: a sum over the row is there at the next phase
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from tinyseq_numba.loop.product import panel_of
 from tinyseq_numba.loop.vectors import SUPPORTED
 
 if TYPE_CHECKING:
-    from tinyseq.compiler.loop import Step
+    from tinyseq.compiler.loop import Step, Total
 
-__all__ = ["Layout", "Place", "Unsupported", "plan_layout"]
+__all__ = ["AFTER", "BEFORE", "LOOP", "Layout", "Place", "Unsupported", "fuses", "plan_layout"]
 
-Level = tuple[int, int]
+Level = tuple[int, int, int]
+BEFORE, LOOP, AFTER = range(3)
 COLUMNS = ("sum", "max", "min")
+STAYS = ("stack", "written", "chunk", "closed")  # arrays that hold every step of a chunk when its loop has run
 
 
 class Unsupported(Exception):
@@ -63,11 +66,12 @@ class Layout:
         reads: where a value that is in memory is read.
         writes: where a value that is computed is put.
         rows: which values have a row of their own for each sequence.
-        products: for each stage, the products that follow it: the equation, the number of its packed weights.
+        products: for each section and stage, the products that follow it: the equation, the number of its packed weights.
         packed: the weights to pack.
         scratch: the numbers in a row of each scratch array, and its dtype.
-        stages: how many there are.
-        copies: values that are in memory and wanted in another place too.
+        chunks: likewise, of arrays with a row for every step of a chunk.
+        stages: how many there are in each section.
+        copies: values that are in memory and wanted in another place too, and the pass that puts them there.
     """
 
     equations: tuple[Equation, ...]
@@ -75,11 +79,12 @@ class Layout:
     reads: dict[Var, Place]
     writes: dict[Var, list[Place]]
     rows: frozenset[Var]
-    products: dict[int, list[tuple[Equation, int]]]
+    products: dict[tuple[int, int], list[tuple[Equation, int]]]
     packed: tuple[Var, ...]
     scratch: tuple[tuple[int, np.dtype[Any]], ...]
-    stages: int
-    copies: tuple[tuple[Var, Place], ...]
+    chunks: tuple[tuple[int, np.dtype[Any]], ...]
+    stages: tuple[int, int, int]
+    copies: tuple[tuple[Var, Place, Level], ...]
 
 
 def width_of(v: Var, rows: Iterable[Var]) -> int:
@@ -93,6 +98,23 @@ def padded(width: int, dtype: np.dtype[Any]) -> int:
     """The width, up to whole panels, so that a product may write into it."""
     panel = panel_of(dtype)
     return -(-width // panel) * panel
+
+
+def fuses(e: Equation, stacked: frozenset[Var]) -> bool:
+    """Whether there may be code for the equation beside the loop; the layout has the last word."""
+    name = e.primitive.name
+    if any(v.dtype.kind not in "fb" or v.dtype == np.float16 or len(v.shape) > 2 for v in (*e.vars, e.output)):
+        return False
+    if name == "matmul":
+        left, right = e.inputs
+        return left in stacked and right not in stacked and len(left.shape) == len(right.shape) == 2  # type: ignore[union-attr]
+    if name in COLUMNS:
+        return bool(e.params["axis"] == (-1,))
+    if name == "getitem":
+        return len(e.inputs) == 1 and len(e.params["key"]) == 2 and e.params["key"][0] is Ellipsis
+    if name == "concatenate":
+        return bool(e.params["axis"] == -1)
+    return name in SUPPORTED
 
 
 def plan_layout(step: Step) -> Layout:
@@ -116,10 +138,21 @@ class _Planner:
         self.writes: dict[Var, list[Place]] = {}
         self.rows: set[Var] = set()
         self.scratch: list[tuple[int, np.dtype[Any]]] = []
+        self.chunks: list[tuple[int, np.dtype[Any]]] = []
         self.packed: list[Var] = []
-        self.products: dict[int, list[tuple[Equation, int]]] = {}
+        self.products: dict[tuple[int, int], list[tuple[Equation, int]]] = {}
         self.views: set[Var] = set()  # slices: another place in what they look at
-        self.copies: list[tuple[Var, Place]] = []
+        self.copies: list[tuple[Var, Place, Level]] = []
+        equations = step.graph.equations
+        first, last = step.before, len(equations) - step.after
+        self.section = {
+            e.output: BEFORE if i < first else LOOP if i < last else AFTER for i, e in enumerate(equations)
+        }
+        # What the loop gives and something after it reads has a place of its own for every step of a chunk.
+        self.crossing = {v for e in equations[last:] for v in e.vars} | {v for total in step.sums for v in total.inputs}
+        for e in reversed(equations):
+            if e.primitive.name == "getitem" and e.output in self.crossing:
+                self.crossing.update(e.vars)
 
     def plan(self) -> Layout:
         step = self.step
@@ -137,10 +170,15 @@ class _Planner:
                 self._is_at(v, self._whole(("closed", i), v))
         for e in step.graph.equations:
             self._place(e)
+        for i, total in enumerate(step.sums):
+            self._sum(i, total)
         self._outputs()
         moved = ("matmul", "concatenate")
         kept = tuple(e for e in step.graph.equations if e.primitive.name not in moved and e.output not in self.views)
-        stages = 1 + max((level[0] for level in self.level.values()), default=0)
+        levels = [*self.level.values(), *(level for _, _, level in self.copies)]
+        stages = tuple(
+            1 + max((stage for section, stage, _ in levels if section == each), default=-1) for each in (BEFORE, LOOP, AFTER)
+        )
         return Layout(
             kept,
             self.level,
@@ -150,7 +188,8 @@ class _Planner:
             self.products,
             tuple(self.packed),
             tuple(self.scratch),
-            stages,
+            tuple(self.chunks),
+            stages,  # type: ignore[arg-type]
             tuple(self.copies),
         )
 
@@ -190,7 +229,7 @@ class _Planner:
         uses = [e for e in self.step.graph.equations if any(w is v for w in e.vars)]
         return bool(uses) and all(e.primitive.name == "matmul" and e.inputs[1] is v and e.inputs[0] is not v for e in uses)
 
-    def _is_at(self, v: Var, place: Place, level: Level = (0, 0)) -> None:
+    def _is_at(self, v: Var, place: Place, level: Level = (0, 0, 0)) -> None:
         self.reads[v] = place
         self.level[v] = level
 
@@ -200,19 +239,30 @@ class _Planner:
         width = width_of(v, self.rows)
         return width if i in self.step.histories or v.dtype.kind != "f" else padded(width, v.dtype)
 
-    def _new_scratch(self, width: int, dtype: np.dtype[Any]) -> Place:
-        self.scratch.append((width, dtype))
-        return Place(("scratch", len(self.scratch) - 1), width, 0, width)
+    def _new_place(self, v: Var, width: int) -> Place:
+        """Room for a value: for one step, or for all steps of a chunk if it is made or read outside the loop."""
+        whole = self.section[v] != LOOP or v in self.crossing
+        arrays = self.chunks if whole else self.scratch
+        arrays.append((width, v.dtype))
+        return Place(("chunk" if whole else "scratch", len(arrays) - 1), width, 0, width)
 
     def _in_memory(self, v: Var) -> Place:
         """Where a value can be read from memory; puts it there if it would only be in a register."""
         if v not in self.reads:
             if v not in self.rows:
                 raise Unsupported("a value without a batch axis that has to be kept")
-            place = self._new_scratch(width_of(v, self.rows), v.dtype)
+            place = self._output_place(v) or self._new_place(v, width_of(v, self.rows))
             self.writes.setdefault(v, []).append(place)
             self.reads[v] = place
         return self.reads[v]
+
+    def _at_every_step(self, v: Var) -> Place:
+        """Where a value can be read when a chunk's loop has run, or before it has."""
+        place = self._in_memory(v)
+        kind, i = place.base
+        if kind not in STAYS and not (kind in ("in", "out") and i in self.step.histories):
+            raise Unsupported("a state that is not kept, read after the loop")
+        return place
 
     def _place(self, e: Equation) -> None:
         name, out = e.primitive.name, e.output
@@ -226,8 +276,8 @@ class _Planner:
             (x,) = e.inputs
             if not isinstance(x, Var) or x not in self.rows or len(x.shape) != 2 or e.params["axis"] != (-1,):
                 raise Unsupported(f"{name} over axis {e.params['axis']}")
-            stage, phase = self._ready(e)
-            self.level[out] = (stage, phase + 1)
+            section, stage, phase = self._ready(e)
+            self.level[out] = (section, stage, phase + 1)
             self._in_memory(out)
         elif name in SUPPORTED:
             widths = {width_of(v, self.rows) for v in e.vars} - {1}
@@ -239,11 +289,20 @@ class _Planner:
 
     def _ready(self, e: Equation) -> Level:
         """When all inputs are there. What comes from an earlier pass than the one that uses it comes through memory."""
-        level = max((self.level[v] for v in e.vars), default=(0, 0))
+        section = self.section[e.output]
+        level = max((self.level[v] for v in e.vars), default=(0, 0, 0))
+        if level[0] < section:
+            level = (section, 0, 0)
         for v in e.vars:
             if self.level[v] < level and v in self.made and v not in self.views:
                 self._in_memory(v)
+            if section == AFTER:
+                self._at_every_step_if_in_memory(v)
         return level
+
+    def _at_every_step_if_in_memory(self, v: Var) -> None:
+        if v in self.reads and v in self.rows:
+            self._at_every_step(v)
 
     def _product(self, e: Equation) -> None:
         left, right = e.inputs
@@ -251,35 +310,34 @@ class _Planner:
             raise Unsupported("a product whose right side changes from step to step or from row to row")
         if left not in self.rows or left.dtype != right.dtype or left.dtype.kind != "f":
             raise Unsupported(f"a product of {left.dtype}{list(left.shape)} and {right.dtype}{list(right.shape)}")
-        self._in_memory(left)
-        stage = self.level[left][0]
+        out, section = e.output, self.section[e.output]
+        if section == LOOP:
+            self._in_memory(left)
+        else:
+            self._at_every_step(left)
+        stage = self.level[left][1] if self.level[left][0] == section else 0
         if right not in self.packed:
             self.packed.append(right)
-        out = e.output
         width = padded(out.shape[-1], out.dtype)
-        # A carry that has no history may be written by the product itself.
-        place = self._direct_carry(out) or self._new_scratch(width, out.dtype)
-        self.products.setdefault(stage, []).append((e, self.packed.index(right)))
+        # A product writes whole panels: where an output has room for them, right there.
+        place = self._output_place(out)
+        if place is None or place.distance != width or place.column:
+            place = self._new_place(out, width)
+        self.products.setdefault((section, stage), []).append((e, self.packed.index(right)))
         self.writes[out] = [place]
-        self._is_at(out, place, (stage + 1, 0))
-
-    def _direct_carry(self, v: Var) -> Place | None:
-        for i, new in enumerate(self.step.new_carry):
-            if new is v and i not in self.step.histories:
-                return Place(("out", i), self.carry_distance(i), 0, v.shape[-1])
-        return None
+        self._is_at(out, place, (section, stage + 1, 0))
 
     def _join(self, e: Equation) -> None:
         out = e.output
         if e.params["axis"] != -1 or not all(isinstance(v, Var) and v in self.rows for v in (out, *e.inputs)):
             raise Unsupported("concatenate other than of features")
-        place = self._output_place(out) or self._new_scratch(out.shape[-1], out.dtype)
-        column, level = 0, (0, 0)
+        place = self._output_place(out) or self._new_place(out, out.shape[-1])
+        column, level = 0, (self.section[out], 0, 0)
         for piece in e.vars:
             self._also_written(piece, place.shifted(column))
             column += piece.shape[-1]
             level = max(level, self.level[piece])
-        self._is_at(out, place, (level[0], level[1] + 1))
+        self._is_at(out, place, (level[0], level[1], level[2] + 1))
 
     def _slice(self, e: Equation) -> None:
         (x, *indices) = e.inputs
@@ -289,17 +347,42 @@ class _Planner:
         start, _, stride = key[1].indices(x.shape[-1])
         if stride != 1 or len(x.shape) != 2 or x not in self.rows:
             raise Unsupported(f"getitem with the key {key} of shape {x.shape}")
-        stage, phase = self.level[x]
+        section, stage, phase = self.level[x]
         in_register = x not in self.reads
         place = self._in_memory(x)
         computed = x in self.made and self.made[x].primitive.name not in ("matmul", "concatenate") and x not in self.views
         self.views.add(e.output)
-        self._is_at(e.output, place.shifted(start), (stage, phase + 1) if computed or in_register else (stage, phase))
+        later = (section, stage, phase + 1) if computed or in_register else (section, stage, phase)
+        self._is_at(e.output, place.shifted(start), later)
+
+    def _sum(self, i: int, total: Total) -> None:
+        """What is summed over all rows and steps: rows where they pass by, products from whole chunks."""
+        if not all(v in self.rows and v.dtype.kind == "f" for v in total.inputs):
+            raise Unsupported(f"a sum of {total.inputs[0].dtype}{list(total.inputs[0].shape)} over rows")
+        if total.kind == "product":
+            left, right = total.inputs
+            if left.dtype != right.dtype:
+                raise Unsupported(f"a product of {left.dtype} and {right.dtype}")
+            self._at_every_step(left)
+            self._at_every_step(right)
+        else:
+            (x,) = total.inputs
+            self._also_summed(x, Place(("partial", i), 0, 0, width_of(x, self.rows)))
+
+    def _also_summed(self, v: Var, place: Place) -> None:
+        """What was put together is summed piece by piece, where the pieces are made."""
+        if v in self.made and self.made[v].primitive.name == "concatenate":
+            column = 0
+            for piece in self.made[v].vars:
+                self._also_summed(piece, place.shifted(column))
+                column += piece.shape[-1]
+        else:
+            self._also_written(v, place)
 
     def _output_place(self, v: Var) -> Place | None:
         """Where the caller or the next step wants a value, if anywhere."""
         for i, new in enumerate(self.step.new_carry):
-            if new is v:
+            if new is v and (i in self.step.histories or (self.section[v] == LOOP and v not in self.crossing)):
                 return Place(("out", i), self.carry_distance(i), 0, width_of(v, self.rows))
         for i, written in enumerate(self.step.written):
             if written is v:
@@ -308,10 +391,16 @@ class _Planner:
 
     def _also_written(self, v: Var, place: Place) -> None:
         """Have a value written to one more place: by whoever computes it, else by a copy."""
-        if v in self.made and self.made[v].primitive.name not in ("matmul", "concatenate") and v not in self.views:
+        kind, i = place.base
+        passing = kind == "scratch" or (kind == "out" and i not in self.step.histories)  # holds one step, within the loop
+        level = self.level[v]
+        computed = v in self.made and self.made[v].primitive.name not in ("matmul", "concatenate") and v not in self.views
+        if computed and not (passing and level[0] != LOOP):
             self.writes.setdefault(v, []).append(place)
-        else:
-            self.copies.append((v, place))
+            return
+        if v in self.made:
+            self._in_memory(v)
+        self.copies.append((v, place, max(level, (LOOP, 0, 0)) if passing or v not in self.made else level))
 
     def _outputs(self) -> None:
         """The new carry and what the caller wants at every step."""
@@ -326,6 +415,6 @@ class _Planner:
         for v, place in wanted:
             if not isinstance(v, Var) or v not in self.rows:
                 raise Unsupported("an output that is the same for every row")
-            if self.reads.get(v) == place:
+            if self.reads.get(v) == place or place in self.writes.get(v, ()):
                 continue
             self._also_written(v, place)

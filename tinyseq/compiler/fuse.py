@@ -1,0 +1,142 @@
+"""What a backend can run row by row beside the loop joins the loop.
+
+The split by time puts what needs no carry before the loop and what no later step needs after it, each for all T steps at
+once. That suits a library of array operations. A backend that generates code does better to take some steps at a time
+through all three: what one part gives is still in the cache when the next part reads it, and a stack that nobody else
+reads is never written. The same goes for sums over time, which grow as the steps pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from tinyseq.compiler.loop import Plan, Step, Total, is_view
+from tinyseq.graph import Equation, Graph, Operand, Var
+
+__all__ = ["Fuses", "fuse"]
+
+Fuses = Callable[[Equation, frozenset[Var]], bool]
+
+
+def fuse(plan: Plan, asked: Iterable[Var], fuses: Fuses) -> Plan:
+    """The plan with as much as possible within its step.
+
+    Args:
+        plan: the split of one direction.
+        asked: the values at every step that are read when the plan has run.
+        fuses: ``fuses(equation, stacked)``: whether the backend runs it within the loop, where ``stacked`` are the values
+            that differ from step to step.
+    """
+    asked = set(asked)
+    first = _suffix(plan, fuses)
+    # Values of the plan, by the names that they have within the step.
+    inner: dict[Var, Operand] = {}
+    for v, x in zip((*plan.new_carry, *plan.written), plan.step.graph.outputs, strict=True):
+        if isinstance(v, Var):
+            inner[v] = x
+    last = _prefix(plan, fuses)
+    made_after = {e.output: e for e in plan.after}
+    left = {v for v in made_after if v not in last}  # made outside
+
+    sums: list[Total] = []
+    totals: list[Total] = []
+    for total in plan.totals:
+        mine = _within(total, made_after, left, plan.stacked)
+        if mine is None:
+            totals.append(total)
+        else:
+            sums.append(mine)
+    read = asked | {v for t in totals for v in t.inputs or (t.var,)}
+    outside: list[Equation] = []
+    inside: list[Equation] = []
+    summed = {v for t in sums for v in t.inputs}
+    within: set[Var] = set(summed)
+    looped = {e.output for e in plan.step.graph.equations}
+    for e in reversed(plan.after):
+        mine = e.output in last and (e.output in within or (e.output in read and not is_view(e)))
+        if mine and e.output not in looped:  # the loop may look through the same view
+            inside.append(e)
+            within.update(e.vars)
+        if e.output in read and (not mine or is_view(e)):
+            outside.append(e)
+            read.update(e.vars)
+    before = [e for e in plan.before if e.output in first]
+    if not (before or inside or sums):
+        return plan
+
+    def now(x: Operand) -> Operand:
+        return inner.get(x, x) if isinstance(x, Var) else x
+
+    after = [e.with_inputs([now(x) for x in e.inputs]) for e in reversed(inside)]
+    sums = [replace(t, inputs=tuple(_var(now(v)) for v in t.inputs)) for t in sums]
+    equations = (*before, *plan.step.graph.equations, *after)
+    written = [v for v in (*(e.output for e in before), *plan.written, *(e.output for e in after)) if v in read]
+    outputs = (*plan.step.new_carry, *(now(v) for v in written))
+    made = {*plan.step.carry, *(e.output for e in equations)}
+    used = dict.fromkeys([
+        *(v for v in (*plan.step.slices, *plan.step.graph.closed)),
+        *(v for e in (*before, *after) for v in e.vars),
+        *(v for t in sums for v in t.inputs),
+    ])  # fmt: skip
+    needed = {v for e in equations for v in e.vars} | {v for t in sums for v in t.inputs}
+    needed.update(v for v in outputs if isinstance(v, Var))
+    given = [v for v in used if v in needed and v not in made]
+    slices = tuple(v for v in given if v in plan.stacked)
+    closed = tuple(v for v in given if v not in plan.stacked)
+    graph = Graph((*plan.step.carry, *slices), equations, outputs, closed).check()
+    step = Step(graph, plan.step.carries, plan.step.histories, len(before), len(after), tuple(sums))
+    return replace(
+        plan,
+        before=tuple(e for e in plan.before if e.output not in first),
+        step=step,
+        after=tuple(reversed(outside)),
+        totals=tuple(totals),
+        written=tuple(written),
+    )
+
+
+def _suffix(plan: Plan, fuses: Fuses) -> set[Var]:
+    """Of what comes before the loop, what the backend runs and nothing outside waits for."""
+    users: dict[Var, list[Equation]] = {}
+    for e in plan.before:
+        for v in e.vars:
+            users.setdefault(v, []).append(e)
+    slices = set(plan.step.slices)
+    found: set[Var] = set()
+    for e in reversed(plan.before):
+        later = users.get(e.output, [])
+        if (later or e.output in slices) and fuses(e, plan.stacked) and all(u.output in found for u in later):
+            found.add(e.output)
+    return found
+
+
+def _prefix(plan: Plan, fuses: Fuses) -> set[Var]:
+    """Of what comes after the loop, what the backend runs and waits for nothing outside."""
+    made = {e.output for e in plan.after}
+    found: set[Var] = set()
+    for e in plan.after:
+        if fuses(e, plan.stacked) and all(v in found or v not in made for v in e.vars):
+            found.add(e.output)
+    return found
+
+
+def _within(total: Total, made_after: dict[Var, Equation], left: set[Var], stacked: frozenset[Var]) -> Total | None:
+    """The sum as one that grows within the loop, if all that it adds up is there."""
+
+    def at_hand(values: Sequence[Operand]) -> bool:
+        return all(isinstance(v, Var) and v in stacked and v not in left and len(v.shape) == 2 for v in values)
+
+    if total.kind == "product" and at_hand(total.inputs):
+        return total
+    e = made_after.get(total.var)
+    if total.kind == "stack" and e is not None and e.primitive.name == "sum" and e.params["axis"] == (-2,):
+        (x,) = e.inputs
+        if at_hand((x,)) and isinstance(x, Var) and x.dtype == total.var.dtype:
+            return Total(total.var, "rows", (x,))
+    return None
+
+
+def _var(x: Operand) -> Var:
+    assert isinstance(x, Var)
+    return x
