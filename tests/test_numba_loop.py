@@ -15,7 +15,7 @@ pytest.importorskip("numba")
 import tinyseq_numba
 from tinyseq_numba.loop import compile as compiled
 from tinyseq_numba.loop.compile import pack
-from tinyseq_numba.loop.product import panel_of
+from tinyseq_numba.loop.product import packed_shape, panel_of
 
 EXACT = {
     "exp": np.exp,
@@ -94,6 +94,7 @@ def test_a_damaged_or_foreign_kernel_is_compiled_anew_and_said_once(tmp_path: Pa
 
     def fresh(size: int) -> list[np.ndarray[Any, Any]]:
         compiled._function.cache_clear()
+        compiled._pack.cache_clear()
         compiled._say_once.cache_clear()
         from tinyseq.compiler import scan
 
@@ -136,8 +137,13 @@ def test_an_operation_without_code_falls_back_and_is_named() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_packed_weights_hold_every_column(dtype: type) -> None:
     panel = panel_of(np.dtype(dtype))
-    weights = np.arange(3 * (panel + 5), dtype=dtype).reshape(3, panel + 5)
-    packed = pack(weights)
-    assert packed.shape == (2, 3, panel)
-    np.testing.assert_array_equal(np.concatenate(list(packed), axis=1)[:, : panel + 5], weights)
-    assert not packed[1, :, 5:].any()
+    for rows, columns in [(1, 1), (3, panel + 5), (17, panel), (83, 4 * panel - 1), (8, 2 * panel)]:
+        plain = np.arange(1, 1 + rows * columns, dtype=dtype).reshape(rows, columns)
+        turned = np.ascontiguousarray(plain.T).T
+        sparse = np.repeat(np.repeat(plain, 2, 0), 3, 1)[::2, ::3]
+        for weights in (plain, turned, sparse):
+            packed = np.full(packed_shape(weights.shape, weights.dtype), np.nan, dtype)
+            pack(weights, packed)
+            whole = np.concatenate(list(packed), axis=1)
+            np.testing.assert_array_equal(whole[:, :columns], plain)
+            assert not whole[:, columns:].any()

@@ -140,7 +140,10 @@ def primitive(name: str, shape: Rule, *rules: Rule | None, joint: Rule | None = 
 
 def _dtype(*inputs: Any) -> DType:
     """The dtype of the first array among the operands (they agree by now; numbers follow)."""
-    return next(canonical_dtype(x.dtype) for x in inputs if hasattr(x, "dtype"))
+    for x in inputs:
+        if (dtype := getattr(x, "dtype", None)) is not None:
+            return canonical_dtype(dtype)
+    raise AssertionError("an operation on numbers alone")
 
 
 def _shape(x: Any) -> Shape:
@@ -148,6 +151,8 @@ def _shape(x: Any) -> Shape:
 
 
 def _broadcast(name: str, *shapes: Shape) -> Shape:
+    if len(shapes) == 2 and (shapes[0] == shapes[1] or not shapes[1]):  # as nearly always
+        return shapes[0]
     result: list[int] = []
     for axis in range(-max(map(len, shapes), default=0), 0):
         sizes = {shape[axis] for shape in shapes if len(shape) >= -axis} - {1}
@@ -253,7 +258,19 @@ def _concatenate_shape(*arrays: Any, axis: int, sizes: tuple[int, ...]) -> tuple
     return (*first[:at], sum(shape[axis] for shape in shapes), *first[at + 1 :]), _dtype(*arrays)
 
 
+def _sliced(shape: Shape, key: tuple[Any, ...]) -> Shape:
+    """What slices leave; at most one of the entries stands for the axes between."""
+    at = key.index(Ellipsis) if Ellipsis in key else len(key)
+    after = len(key) - at - 1 if at < len(key) else 0
+    middle = len(shape) - after
+    slices = (*zip(key[:at], shape, strict=False), *zip(key[at + 1 :], shape[middle:], strict=True))
+    sizes = [len(range(*entry.indices(size))) for entry, size in slices]
+    return (*sizes[:at], *shape[at:middle], *sizes[at:])
+
+
 def _getitem_shape(x: Any, *indices: Any, key: tuple[Any, ...]) -> tuple[Shape, DType]:
+    if not indices and len(key) <= len(x.shape) and all(type(entry) is slice or entry is Ellipsis for entry in key):
+        return _sliced(_shape(x), key), _dtype(x)
     # NumPy's own indexing of an array that takes no memory.
     hollow = np.broadcast_to(np.zeros((), dtype=bool), _shape(x))
     rest = iter(indices)

@@ -7,6 +7,7 @@ needs, and hand both directions to the backend (``Backend.compile_graph``). A ca
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 import warnings
 from collections import OrderedDict
@@ -21,7 +22,7 @@ from tinyseq.backend import Backend, current_backend
 from tinyseq.compiler import debug
 from tinyseq.compiler.loop import Body, Opened, differentiate, is_view
 from tinyseq.compiler.passes import ELEMENTWISE, dead_code
-from tinyseq.compiler.trace import Trace, graph_of
+from tinyseq.compiler.trace import Trace
 from tinyseq.errors import GraphError
 from tinyseq.flow import active as active_flow
 from tinyseq.graph import Equation, Graph, Operand, Var, constant_key
@@ -92,7 +93,7 @@ class Jitted:
 
     def __init__(self, f: Function) -> None:
         self.__wrapped__: Function
-        functools.update_wrapper(self, f)
+        functools.update_wrapper(self, f, updated=())
         self.programs = 0
         self._made: OrderedDict[Any, _Program | None] = OrderedDict()
         self._times: dict[Any, int] = {}  # how many programs there were for arguments of one kind
@@ -107,14 +108,14 @@ class Jitted:
             return f(*args, **kwargs)
         backend = m.backend or current_backend()
         structure, leaves, tensors = None, args, args  # the usual case: nothing but tensors
-        if kwargs or not all([isinstance(x, Tensor) for x in args]):
+        if kwargs or not all(isinstance(x, Tensor) for x in args):
             found, structure = flatten((args, kwargs))
             arrays = (np.ndarray, backend.array_type)
             leaves = tuple([as_tensor(x) if isinstance(x, arrays) else x for x in found])
             tensors = tuple([x for x in leaves if isinstance(x, Tensor)])
         if tensors and type(tensors[0].data) is not backend.array_type:
             backend = tensors[0].backend
-        if any([type(x.data) is not backend.array_type for x in tensors]):
+        if any(type(x.data) is not backend.array_type for x in tensors):
             return f(*args, **kwargs)  # which says what is wrong
         alike = (id(backend), m.recording, structure, *[_kind_of(x) for x in leaves])
         key = (alike, _seen(f, set()))
@@ -179,35 +180,46 @@ def _kind_of(leaf: Any) -> Any:
 
 def _seen(value: Any, looked_into: set[int]) -> Any:
     """What of a value could change what a function that reads it does; a tensor is itself, whatever its numbers."""
-    if value is None or isinstance(value, str | bytes):
+    kind = type(value)
+    if value is None or kind is str or kind is bytes:
         return value
-    if isinstance(value, bool | int | float | slice):
+    if kind is int or kind is bool:
+        return kind, value
+    if kind is float or kind is slice:
         return constant_key(value)
-    if isinstance(value, Tensor | np.ndarray | type | types.ModuleType | Backend):
+    if isinstance(value, _ITSELF):
         return _Same(value)
-    if isinstance(value, types.MethodType):
+    if kind is types.MethodType:
         return _seen(value.__func__, looked_into), _seen(value.__self__, looked_into)
-    if isinstance(value, Jitted):
-        value = value.__wrapped__
+    if kind is Jitted:
+        value, kind = value.__wrapped__, type(value.__wrapped__)
     if id(value) in looked_into or (isinstance(value, tuple | list | dict) and len(value) > LONGEST):
         return _Same(value)
     looked_into.add(id(value))
     if isinstance(value, tuple | list):
-        return type(value), *[_seen(x, looked_into) for x in value]
+        return kind, *[_seen(x, looked_into) for x in value]
     if isinstance(value, dict):
-        return type(value), *[(name, _seen(x, looked_into)) for name, x in value.items()]
-    if isinstance(value, types.FunctionType):
+        return kind, *[(name, _seen(x, looked_into)) for name, x in value.items()]
+    if kind is types.FunctionType:
         return value.__code__, *[_seen(x, looked_into) for x in _read_by(value)]
     if isinstance(value, functools.partial):
         return _seen(value.func, looked_into), _seen(value.args, looked_into), _seen(value.keywords, looked_into)
     inside = getattr(value, "__dict__", None)
     if inside is not None:
-        call = getattr(type(value), "__call__", None)
-        called = _seen(call, looked_into) if isinstance(call, types.FunctionType | Jitted) else None
-        return type(value), called, _seen(inside, looked_into)
+        return kind, _seen(_call_of(kind), looked_into), _seen(inside, looked_into)
     if isinstance(value, set):
-        return type(value), frozenset(value)
-    return _Same(value) if type(value).__hash__ is None else (type(value), value)
+        return kind, frozenset(value)
+    return _Same(value) if kind.__hash__ is None else (kind, value)
+
+
+_ITSELF = (Tensor, np.ndarray, type, types.ModuleType, Backend)
+
+
+@functools.cache
+def _call_of(kind: type) -> Any:
+    """What runs when an object of a class is called, if it is Python."""
+    call = inspect.getattr_static(kind, "__call__", None)
+    return call if isinstance(call, types.FunctionType | Jitted) else None
 
 
 def _read_by(f: types.FunctionType) -> Iterator[Any]:
@@ -264,8 +276,8 @@ class _Staged(Trace):
         if isinstance(array, Abstract):
             return super().to_numpy(array)
         raise GraphError(
-            f"a function that jit compiles runs once, so it cannot look at the numbers of a tensor of shape {array.shape} outside "
-            "it, which may change; pass them as Python numbers, or leave that part outside the function"
+            f"a function that jit compiles runs once, and the numbers of a tensor of shape {array.shape} outside it may "
+            "change; pass them as Python numbers, or leave the part that looks at them outside the function"
         )
 
     def inside(self, x: Tensor) -> Tensor:
@@ -285,7 +297,9 @@ class _Staged(Trace):
 class _Program:
     """A traced function for arguments of one kind, on one backend."""
 
-    def __init__(self, f: Function, leaves: Sequence[Any], structure: TreeDef | None, backend: Backend, recording: bool) -> None:
+    def __init__(
+        self, f: Function, leaves: Sequence[Any], structure: TreeDef | None, backend: Backend, recording: bool
+    ) -> None:
         self.backend = backend
         tracer = _Staged(backend)
         given = [x for x in leaves if isinstance(x, Tensor)]
@@ -296,12 +310,13 @@ class _Program:
         with mode.changed(recording=True, tracing=True, backend=tracer):
             results, self.structure = flatten(f(*args, **kwargs))
             found = [
-                tracer.inside(as_tensor(y)) if isinstance(y, Tensor | np.ndarray | backend.array_type) else None for y in results
+                tracer.inside(as_tensor(y)) if isinstance(y, Tensor | np.ndarray | backend.array_type) else None
+                for y in results
             ]
         tracer.ended = True
         outputs = [y for y in found if y is not None]
         self.others = [(i, y) for i, (y, there) in enumerate(zip(results, found, strict=True)) if there is None]
-        opened = Opened(tracer, arguments, outputs, graph_of(tracer, arguments, outputs))
+        opened = Opened(tracer, arguments, outputs)
         if any(v.dtype.kind == "V" for v in (*opened.traced.graph.inputs, *opened.traced.graph.closed)):
             raise _LeftAlone("compiled gradients know no bfloat16")
         self.graph, self.closed = opened.traced.graph, opened.traced.closed
@@ -325,7 +340,8 @@ class _Program:
         forward = [e for e in body.joint.equations if e.output not in late]
         backward = [e for e in body.joint.equations if e.output in late]
         gradients = [v for v in body.gradients if isinstance(v, Var)]
-        kept, again = self._kept({*inputs, *results}, forward, backward, gradients)
+        own = {e.output for e in dead_code(Graph(inputs, tuple(forward), tuple(results))).equations}
+        kept, again = self._kept({*inputs, *results}, own, forward, backward, gradients)
         backward = [*again, *backward]
         made = {e.output for e in backward}
         used = {*(v for e in backward for v in e.vars), *gradients} - made
@@ -341,12 +357,18 @@ class _Program:
         self._gradient = Graph((*read, *body.cotangents), tuple(backward), tuple(gradients))
 
     def _kept(
-        self, at_hand: set[Var], forward: Sequence[Equation], backward: Sequence[Equation], gradients: Sequence[Var]
+        self,
+        at_hand: set[Var],
+        own: set[Var],
+        forward: Sequence[Equation],
+        backward: Sequence[Equation],
+        gradients: Sequence[Var],
     ) -> tuple[list[Var], list[Equation]]:
-        """What the gradient needs of the forward pass: values to keep, and equations to run again.
+        """What the gradient needs of the forward pass: values to keep, and equations to run with the gradient.
 
-        Views are taken again. So is elementwise work where it is done in one pass over memory with what reads it; what a
-        product or the like reads has to be in memory anyway.
+        Those are the ones that the results do not need, and views. So is elementwise work, done again, where it is one pass
+        over memory with what reads it; what a product or the like reads has to be in memory anyway. ``own`` are the values
+        that the results need.
         """
         needed = {*(v for e in backward for v in e.vars), *gradients}
         in_memory = {*(v for e in backward if e.primitive.name not in ONE_PASS for v in e.vars), *gradients}
@@ -357,7 +379,7 @@ class _Program:
             if out not in needed or out in at_hand:
                 continue
             cheap = name in ELEMENTWISE and (name not in COSTLY or (name == "power" and e.inputs[1] == 2))
-            if is_view(e) or (cheap and self.backend.recomputes and out not in in_memory):
+            if out not in own or is_view(e) or (cheap and self.backend.recomputes and out not in in_memory):
                 again.append(e)
                 needed.update(e.vars)
                 if out in in_memory or name not in ONE_PASS:

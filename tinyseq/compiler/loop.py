@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from tinyseq import mode
@@ -93,13 +93,25 @@ class Opened:
     Attributes:
         tracer: who traced.
         arguments, outputs: the traced carry and x; the traced new carry and y.
-        traced: the graph, and what was closed over.
     """
 
     tracer: Trace
     arguments: list[Tensor]
     outputs: list[Tensor]
-    traced: Traced
+
+    @property
+    def closed(self) -> tuple[Tensor, ...]:
+        """What was closed over."""
+        return tuple([outer for outer, _ in self.tracer.closed.values()])
+
+    @cached_property
+    def traced(self) -> Traced:
+        """The graph, and what was closed over."""
+        return graph_of(self.tracer, self.arguments, self.outputs)
+
+    def key(self) -> Any:
+        """A value that is equal for bodies with the same graph; it takes less time than the graph does."""
+        return self.tracer.key(self.arguments, self.outputs)
 
 
 def open_body(step: FlatStep, carry: Sequence[Any], xs: Sequence[Any]) -> Opened:
@@ -116,7 +128,7 @@ def open_body(step: FlatStep, carry: Sequence[Any], xs: Sequence[Any]) -> Opened
         after, ys = step(*arguments)
         outputs = [tracer.inside(as_tensor(y)) for y in (*after, *ys)]
     tracer.ended = True
-    return Opened(tracer, arguments, outputs, graph_of(tracer, arguments, outputs))
+    return Opened(tracer, arguments, outputs)
 
 
 def differentiate(opened: Opened, carries: int, wanted: Sequence[bool], watch: bool = False) -> Body:

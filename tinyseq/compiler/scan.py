@@ -59,24 +59,26 @@ def compiled_scan(
     """
     backend = (*carry, *xs)[0].backend
     opened = open_body(step, carry, [_Slice(x) for x in xs])
-    if traced(opened.traced.closed):  # a scan inside a step that reads what is traced there
+    outside = opened.closed
+    if traced(outside):  # a scan inside a step that reads what is traced there
         return unrolled(list(carry), list(xs))
-    inputs = (*carry, *xs, *opened.traced.closed)
+    inputs = (*carry, *xs, *outside)
     recording = mode.current().recording
     wanted = tuple(recording and x.node is not None for x in inputs)
-    full = _runner(backend, opened, len(carry), wanted, watch=flow is not None and any(wanted))
+    key = opened.key()
+    full = _runner(backend, opened, key, len(carry), wanted, watch=flow is not None and any(wanted))
     runner: Runner | Checkpointed = full
     if every is not None and every < steps and any(wanted):
-        light = _runner(backend, opened, len(carry), (False,) * len(wanted))
+        light = _runner(backend, opened, key, len(carry), (False,) * len(wanted))
         runner = Checkpointed(light, full, every)
     # Differentiation may have met constants of its own; they follow what the body closed over.
-    constants = runner.program.body.closed[len(opened.traced.closed) :]
-    closed = [x.data for x in (*opened.traced.closed, *constants)]
+    constants = runner.program.body.closed[len(outside) :]
+    closed = [x.data for x in (*outside, *constants)]
     last, ys, kept = runner.forward([x.data for x in carry], [x.data for x in xs], closed, steps, reverse)
     if not any(wanted):
         return [Tensor(a) for a in last], [Tensor(a) for a in ys]
     params = {
-        "runner": runner, "kept": kept, "steps": steps, "reverse": reverse, "graph": opened.traced.graph, "carries": len(carry),
+        "runner": runner, "kept": kept, "steps": steps, "reverse": reverse, "opened": opened, "carries": len(carry),
         "flow": flow,
     }  # fmt: skip
     arrays = tuple(x.data for x in inputs)
@@ -85,9 +87,11 @@ def compiled_scan(
     return outputs[: len(carry)], outputs[len(carry) :]
 
 
-def _runner(backend: Backend, opened: Opened, carries: int, wanted: tuple[bool, ...], watch: bool = False) -> Runner:
+def _runner(
+    backend: Backend, opened: Opened, graph_key: Any, carries: int, wanted: tuple[bool, ...], watch: bool = False
+) -> Runner:
     """The program of a traced step on a backend: made once for each graph."""
-    key = (id(backend), opened.traced.graph.key(), wanted, watch)
+    key = (id(backend), graph_key, wanted, watch)
     runner = _runners.get(key)
     if runner is None:
         runner = _runners[key] = Runner(program(differentiate(opened, carries, wanted, watch)), backend)
@@ -136,7 +140,7 @@ def _on_the_tape(
     params: dict[str, Any], carry: list[Tensor], stacks: list[Tensor], closed: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The traced step, run over time and recorded."""
-    graph, steps, reverse = params["graph"], params["steps"], params["reverse"]
+    graph, steps, reverse = params["opened"].traced.graph, params["steps"], params["reverse"]
     ys: list[list[Tensor]] = []
     squares: dict[int, Any] = {}
     for t in reversed(range(steps)) if reverse else range(steps):

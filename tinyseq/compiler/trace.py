@@ -14,7 +14,7 @@ from tinyseq import mode
 from tinyseq.abstract import Abstract, Tracer
 from tinyseq.backend import canonical_dtype, current_backend
 from tinyseq.errors import GraphError
-from tinyseq.graph import Equation, Graph, Operand, Var
+from tinyseq.graph import Equation, Graph, Operand, Var, constant_key
 from tinyseq.primitives import TABLE, Primitive
 from tinyseq.tape import Leaf, Node, Place, ancestors
 from tinyseq.tensor import Tensor, as_tensor
@@ -42,6 +42,7 @@ class Trace(Tracer):
         self.ended = False
         self.host = current_backend()
         self.closed: dict[Any, tuple[Tensor, Tensor]] = {}
+        self.nodes: list[Node] = []
         self.fused = {}
         self.ops = SimpleNamespace()
 
@@ -95,16 +96,41 @@ class Trace(Tracer):
 
     def apply(self, primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
         """Record an equation."""
-        inputs = tuple(self.inside(x) if isinstance(x, Tensor) else x for x in inputs)
-        arrays = tuple(x.data if isinstance(x, Tensor) else x for x in inputs)
-        parents = tuple(x.node if isinstance(x, Tensor) else None for x in inputs)
+        operands, parents = [], []
+        for x in inputs:
+            if isinstance(x, Tensor):
+                if type(x.data) is not Abstract or x.data.tracer is not self:
+                    x = self.inside(x)
+                operands.append(x.data)
+                parents.append(x.node)
+            else:
+                operands.append(x)
+                parents.append(None)
+        arrays = tuple(operands)
         shape, dtype = primitive.shape(*arrays, **params)
         output = Abstract(self, tuple(shape), dtype)
         # Whatever the VJPs will want is at hand: abstract values hold no memory.
         m = mode.current()
-        result = Tensor(output, Node(primitive, parents, arrays, output, params, output.shape, dtype, m.scope))
+        node = Node(primitive, tuple(parents), arrays, output, params, output.shape, dtype, m.scope)
+        self.nodes.append(node)
+        result = Tensor(output, node)
         # Under no_grad within the traced function no gradient flows back through the result.
         return result if m.recording or not primitive.differentiable else self.apply(TABLE["detach"], (result,), {})
+
+    def key(self, arguments: Sequence[Tensor], outputs: Sequence[Tensor]) -> Any:
+        """A value that is equal for traces of the same operations in the same order."""
+        leaves = [x.node for x in (*arguments, *(inner for _, inner in self.closed.values()))]
+        numbers: dict[Place | None, int] = {place: i for i, place in enumerate(leaves)}
+        lines = []
+        for node in self.nodes:
+            operands = [
+                constant_key(x) if parent is None else numbers[parent]
+                for parent, x in zip(node.parents, node.inputs or (), strict=True)
+            ]
+            lines.append((node.primitive.name, *operands, constant_key(node.params) if node.params else None))
+            numbers[node] = len(numbers)
+        types = tuple([(x.data.shape, x.data.dtype) for x in (*arguments, *(inner for _, inner in self.closed.values()))])
+        return len(arguments), types, tuple(lines), tuple([numbers[y.node] for y in outputs])
 
 
 @dataclass(frozen=True)

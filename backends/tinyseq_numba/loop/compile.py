@@ -21,9 +21,10 @@ import platformdirs
 
 from tinyseq.compiler import debug
 from tinyseq.graph import Var
-from tinyseq_numba.loop.kernel import KINDS, Kernel, write_kernel
+from tinyseq_numba.loop.kernel import KINDS, OWN, Kernel, write_kernel
 from tinyseq_numba.loop.layout import Layout, padded, width_of
-from tinyseq_numba.loop.product import DEPTH, ROWS, panel_of, write_pack
+from tinyseq_numba.loop.memory import aligned, empty
+from tinyseq_numba.loop.product import DEPTH, ROWS, packed_shape, write_pack
 
 if TYPE_CHECKING:
     from tinyseq.compiler.loop import Step, Total
@@ -33,6 +34,7 @@ __all__ = ["compile_step", "threads"]
 Array = np.ndarray[Any, Any]
 Function = Callable[..., None]
 FORMAT = 3  # of the kept files
+COMMON = tuple(kind for kind in KINDS if kind not in OWN)
 CHUNK = 192  # rows, over some steps, that go through what stands around the loop at a time: their values stay in the cache
 
 
@@ -148,20 +150,22 @@ def compile_step(step: Step) -> Callable[..., tuple[list[Array], list[Array], li
     return _Loop(step, kernel, _function(kernel.text, "loop", *[ctypes.c_int64] * 6, ctypes.c_void_p))
 
 
-def pack(weights: Array) -> Array:
-    """(K, N) as (panels, K, columns of a panel), with zeros where N does not fill the last panel."""
-    kinds = (*[ctypes.c_int64] * 4, ctypes.c_void_p, ctypes.c_void_p)
-    function = _function(_pack_text(weights.dtype), "pack", *kinds)
-    (rows, columns), width = weights.shape, panel_of(weights.dtype)
-    packed = np.empty((-(-columns // width), rows, width), weights.dtype)
+def pack(weights: Array, packed: Array, address: int | None = None) -> None:
+    """(K, N) as (panels, K, columns of a panel), with zeros where N does not fill the last panel.
+
+    Args:
+        weights: with any strides.
+        packed: of the shape ``packed_shape``; takes the result.
+        address: of ``packed``, if it is known.
+    """
     row, column = (stride // weights.itemsize for stride in weights.strides)
-    function(rows, columns, row, column, weights.ctypes.data, packed.ctypes.data)
-    return packed
+    at = _address(weights.T if weights.flags.f_contiguous else weights)
+    _pack(weights.dtype)(*weights.shape, row, column, at, _address(packed) if address is None else address)
 
 
 @cache
-def _pack_text(dtype: np.dtype[Any]) -> str:
-    return write_pack(dtype)
+def _pack(dtype: np.dtype[Any]) -> Function:
+    return _function(write_pack(dtype), "pack", *[ctypes.c_int64] * 4, ctypes.c_void_p, ctypes.c_void_p)
 
 
 class _Loop:
@@ -190,29 +194,32 @@ class _Loop:
         carried: list[Array] = []
         for i, (v, start) in enumerate(zip(step.carry, carry, strict=True)):
             if i in step.histories:
-                array = np.empty((steps + 1, *v.shape), v.dtype)
+                array = empty((steps + 1, *v.shape), v.dtype)
                 array[steps if reverse else 0] = start
             else:
                 array = np.empty((2, batch, self.distances[i]), v.dtype)
                 array[0, :, : width_of(v, layout.rows)] = start.reshape(batch, -1)
             carried.append(array)
-        given = [np.ascontiguousarray(a) for a in stacks]
-        same = [a if i in self.only_packed else np.ascontiguousarray(a) for i, a in enumerate(closed)]
-        packed = [pack(closed[i]) for i in self.packed]
-        written = [np.empty((steps, *v.shape), v.dtype) for v in step.written if isinstance(v, Var)]
+        given = [a if a.flags.c_contiguous else a.copy() for a in stacks]
+        same = [a if a.flags.c_contiguous or i in self.only_packed else a.copy() for i, a in enumerate(closed)]
+        written = [empty((steps, *v.shape), v.dtype) for v in step.written if isinstance(v, Var)]
         totals = [np.zeros((shares, *_room(total)), total.var.dtype) for total in step.sums]
         size = (batch, shares, chunk)
         room = self._room(size)
-        arrays = {
-            "carry": carried, "history": carried, "stack": given, "closed": same, "packed": packed, "written": written,
-            "scratch": room.scratch, "chunk": room.chunks,
+        for closed_at, place, address in zip(self.packed, room.packed, room.addresses["packed"], strict=True):
+            pack(closed[closed_at], place, address)
+        at = [_address(a) for a in carried]
+        addresses = {
+            **room.addresses, "carry": at, "history": at, "stack": [_address(a) for a in given],
+            "closed": [0 if i in self.only_packed else _address(a) for i, a in enumerate(same)],
+            "written": [_address(a) for a in written],
         }  # fmt: skip
-        pointers = [_address(a) for kind in KINDS if kind in arrays for a in arrays[kind]]
-        mine = [*room.partials, *totals, *room.panels]
-        lists = [
-            (ctypes.c_void_p * self.kernel.count)(*pointers, *(_address(a[share]) for a in mine)) for share in range(shares)
-        ]
-        self._run(batch, steps, chunk, int(reverse), lists)
+        common = [address for kind in COMMON for address in addresses[kind]]
+        whole = [(_address(a), a.strides[0]) for a in totals]
+        for share, table in enumerate(room.tables):
+            table[: len(common)] = common
+            table[len(common) : len(common) + len(whole)] = [address + share * apart for address, apart in whole]
+        self._run(batch, steps, chunk, int(reverse), room.table_addresses)
         self.spare.append((size, room))
         last = []
         for i, v in enumerate(step.carry):
@@ -228,9 +235,9 @@ class _Loop:
             known, room = self.spare.pop()
             if known == size:
                 return room
-        return _Room(self.step, self.kernel.layout, *size)
+        return _Room(self.step, self.kernel, *size)
 
-    def _run(self, batch: int, steps: int, chunk: int, reverse: int, pointers: Sequence[Any]) -> None:
+    def _run(self, batch: int, steps: int, chunk: int, reverse: int, pointers: Sequence[int]) -> None:
         """Each thread takes a share of the batch through all steps; they never wait for each other within the loop."""
         shares = len(pointers)
         edges = [batch * i // shares for i in range(shares + 1)]
@@ -242,16 +249,28 @@ class _Loop:
 
 
 class _Room:
-    """Arrays that a kernel writes for itself; of the last three kinds each thread has its own."""
+    """Arrays that a kernel writes for itself, and for each thread a table of where everything is.
 
-    def __init__(self, step: Step, layout: Layout, batch: int, shares: int, chunk: int) -> None:
-        self.scratch = [np.empty((batch, width), dtype) for width, dtype in layout.scratch]
-        self.chunks = [np.empty((chunk, batch, width), dtype) for width, dtype in layout.chunks]
-        self.partials = [np.empty((shares, *_room(total)), total.var.dtype) for total in step.sums]
+    ``partials`` and ``panels`` have a part for each thread.
+    """
+
+    def __init__(self, step: Step, kernel: Kernel, batch: int, shares: int, chunk: int) -> None:
+        layout = kernel.layout
+        self.packed = [aligned(packed_shape(v.shape, v.dtype), v.dtype) for v in layout.packed]
+        self.scratch = [aligned((batch, width), dtype) for width, dtype in layout.scratch]
+        self.chunks = [aligned((chunk, batch, width), dtype) for width, dtype in layout.chunks]
+        self.partials = [aligned((shares, *_room(total)), total.var.dtype) for total in step.sums]
         products = [total for total in step.sums if total.kind == "product"]
         depth = max(DEPTH, -(-batch // shares))
         sides = [max((_room(total)[side] * total.var.dtype.itemsize for total in products), default=0) for side in (0, 1)]
-        self.panels = [np.empty((shares, depth * side), np.uint8) for side in sides]
+        self.panels = [aligned((shares, depth * side), np.uint8) for side in sides]
+        common = {"packed": self.packed, "scratch": self.scratch, "chunk": self.chunks}
+        self.addresses = {kind: [_address(a) for a in arrays] for kind, arrays in common.items()}
+        self.tables = np.zeros((shares, kernel.count), np.int64)
+        own = [*self.partials, *self.panels]
+        for share, table in enumerate(self.tables):
+            table[kernel.count - len(own) :] = [_address(a) + share * a.strides[0] for a in own]
+        self.table_addresses = [_address(self.tables) + share * self.tables.strides[0] for share in range(shares)]
 
 
 def _room(total: Total) -> tuple[int, ...]:
@@ -274,4 +293,8 @@ def _sum(total: Total, shares: Array) -> Array:
 
 
 def _address(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])
+    """Where an array begins. The way through a buffer takes a fifth of the time, and is for contiguous ones that can be written."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError):
+        return int(array.ctypes.data)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Kernel", "write_kernel"]
 
 # The order of the kernel's pointers: all carries, then all histories' ... as ``Kernel.pointers`` counts them.
-KINDS = ("carry", "history", "stack", "closed", "packed", "written", "scratch", "chunk", "partial", "total", "panel")
+OWN = ("total", "partial", "panel")  # of each thread
+KINDS = ("carry", "history", "stack", "closed", "packed", "written", "scratch", "chunk", *OWN)
 IDENTITY = frozenset(("copy", "reshape", "broadcast_to"))
 
 

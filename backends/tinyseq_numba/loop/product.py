@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from tinyseq_numba.loop.vectors import FLOATS, I64, Vectors
 
-__all__ = ["DEPTH", "ROWS", "define_outer", "define_product", "lanes_of", "loop", "panel_of", "write_pack"]
+__all__ = ["DEPTH", "ROWS", "define_outer", "define_product", "lanes_of", "loop", "packed_shape", "panel_of", "write_pack"]
 
 VECTORS = 4  # vectors of a panel
 ROWS = 6  # rows of the largest tile
@@ -31,6 +31,13 @@ def lanes_of(dtype: np.dtype[Any]) -> int:
 def panel_of(dtype: np.dtype[Any]) -> int:
     """Columns of a panel."""
     return VECTORS * lanes_of(dtype)
+
+
+def packed_shape(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int, int]:
+    """The shape that a matrix (K, N) has when it is packed."""
+    rows, columns = shape
+    width = panel_of(dtype)
+    return -(-columns // width), rows, width
 
 
 def write_pack(dtype: np.dtype[Any]) -> str:
@@ -59,7 +66,18 @@ def write_pack(dtype: np.dtype[Any]) -> str:
                     many.store(many.load(dtype, source), dtype, out)
             with apart:
                 stop = b.select(whole, I64(width), rest)
-                with loop(b, I64(0), stop) as j, loop(b, I64(0), rows) as k:
+                full = b.mul(b.sdiv(rows, I64(many.lanes)), I64(many.lanes))
+                square = b.select(b.and_(whole, b.icmp_signed("==", row, I64(1))), full, I64(0))
+                with loop(b, I64(0), square, many.lanes) as k:  # the transpose of what lies in memory, square by square
+                    for j in range(0, width, many.lanes):
+                        lines = [
+                            many.load(dtype, b.gep(top, [b.add(k, b.mul(I64(j + i), column))], source_etype=element))
+                            for i in range(many.lanes)
+                        ]
+                        for i, line in enumerate(many.transposed(lines)):
+                            at = b.add(b.mul(b.add(k, I64(i)), I64(width)), I64(j))
+                            many.store(line, dtype, b.gep(panel, [at], source_etype=element))
+                with loop(b, I64(0), stop) as j, loop(b, square, rows) as k:
                     source = b.gep(top, [b.add(b.mul(k, row), b.mul(j, column))], source_etype=element)
                     out = b.gep(panel, [b.add(b.mul(k, I64(width)), j)], source_etype=element)
                     one.store(one.load(dtype, source), dtype, out)

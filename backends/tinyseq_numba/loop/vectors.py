@@ -238,7 +238,17 @@ class Vectors:
             return self.b.fdiv(self.like(x, 1), x)
         return self.library("pow", x, y)
 
-    # Sums over lanes
+    # Between lanes
+
+    def transposed(self, lines: list[Value]) -> list[Value]:
+        """As many vectors as there are lanes, as the rows of a matrix: its columns."""
+        count = self.lanes
+        first = [k // 2 + (k % 2) * count for k in range(count)]
+        halves = [ir.Constant(ir.VectorType(I32, count), [k + h * count // 2 for k in first]) for h in (0, 1)]
+        for _ in range(count.bit_length() - 1):  # each round shuffles two halves of the rows into one another, like cards
+            pairs = list(zip(lines[: count // 2], lines[count // 2 :], strict=True))
+            lines = [self.b.shuffle_vector(x, y, half) for x, y in pairs for half in halves]
+        return lines
 
     def across(self, name: str, x: Value) -> Value:
         """All lanes as one number: "sum", "max" or "min"."""
