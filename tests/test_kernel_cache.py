@@ -132,7 +132,7 @@ def test_a_folder_in_the_place_of_a_kernel_is_said_once(machine: Machine) -> Non
 def test_a_kernel_under_the_name_of_another_is_not_run(machine: Machine) -> None:
     """Whole, and not the one that was asked for."""
     expected = machine.run()[0]
-    one, other = machine.kernels()
+    one, other, *_ = machine.kernels()
     contents = one.read_bytes(), other.read_bytes()
     other.write_bytes(contents[0])
     one.write_bytes(contents[1])

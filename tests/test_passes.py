@@ -318,6 +318,38 @@ class TestSplitProducts:
         )
 
 
+class TestStretching:
+    def test_what_an_operand_stretches_is_not_stretched_before(self) -> None:
+        becomes(
+            lambda graph: passes.dead_code(fold(graph)),
+            """
+            graph (x: float32[2,1], y: float32[2,4]) {
+              a: float32[2,4] = broadcast_to(x, shape=(2, 4))
+              b: float32[2,4] = mul(a, y)
+              c: float32[2,4] = sub(b, a)
+            } -> (c)
+            """,
+            """
+            graph (x: float32[2,1], y: float32[2,4]) {
+              b: float32[2,4] = mul(x, y)
+              c: float32[2,4] = sub(b, x)
+            } -> (c)
+            """,
+        )
+
+    def test_what_alone_gives_the_shape_is_stretched(self) -> None:
+        stays(
+            fold,
+            """
+            graph (x: float32[2,1], y: float32[4]) {
+              a: float32[2,4] = broadcast_to(x, shape=(2, 4))
+              b: float32[2,4] = mul(a, y)
+              c: float32[2,4] = tanh(a)
+            } -> (b, c)
+            """,
+        )
+
+
 class TestJoinSlices:
     GRADIENT_OF_A_SPLIT = """
         graph (x: float32[2,1], y: float32[2,3], z: float32[2,2]) {
@@ -481,6 +513,58 @@ class TestNarrow:
               a: float32[3,6] = concatenate(x, y, axis=-2, sizes=(1, 2))
               b: float32[3,6] = tanh(a)
             } -> (b)
+            """,
+        )
+
+    def test_a_sum_of_parts_is_the_sum_of_their_sums(self) -> None:
+        becomes(
+            narrow,
+            """
+            graph (x: float32[2,2], y: float32[2,3], z: float32[2,1]) {
+              a: float32[2,6] = concatenate(x, y, z, axis=-1, sizes=(2, 3, 1))
+              b: float32[2,1] = sum(a, axis=(-1,), keepdims=True)
+            } -> (b)
+            """,
+            """
+            graph (x: float32[2,2], y: float32[2,3], z: float32[2,1]) {
+              b: float32[2,1] = sum(x, axis=(-1,), keepdims=True)
+              c: float32[2,1] = sum(y, axis=(-1,), keepdims=True)
+              d: float32[2,1] = sum(z, axis=(-1,), keepdims=True)
+              e: float32[2,1] = add(b, c)
+              f: float32[2,1] = add(e, d)
+            } -> (f)
+            """,
+        )
+
+    @pytest.mark.parametrize("operation", ["sum(a, axis=(-2,), keepdims=True)", "max(a, axis=(-2,), keepdims=True)"])
+    def test_a_sum_over_rows_of_parts_stays(self, operation: str) -> None:
+        stays(
+            narrow,
+            f"""
+            graph (x: float32[2,2], y: float32[2,3]) {{
+              a: float32[2,5] = concatenate(x, y, axis=-1, sizes=(2, 3))
+              b: float32[1,5] = {operation}
+            }} -> (b)
+            """,
+        )
+
+    def test_what_is_cut_out_of_something_stretched_is_stretched_less(self) -> None:
+        becomes(
+            narrow,
+            """
+            graph (x: float32[2,1], y: float32[4]) {
+              a: float32[2,4] = broadcast_to(x, shape=(2, 4))
+              b: float32[2,3] = getitem(a, key=(..., 1:4))
+              c: float32[2,4] = broadcast_to(y, shape=(2, 4))
+              d: float32[2,3] = getitem(c, key=(..., 1:4))
+            } -> (b, d)
+            """,
+            """
+            graph (x: float32[2,1], y: float32[4]) {
+              a: float32[2,3] = broadcast_to(x, shape=(2, 3))
+              b: float32[3] = getitem(y, key=(..., 1:4))
+              c: float32[2,3] = broadcast_to(b, shape=(2, 3))
+            } -> (a, c)
             """,
         )
 

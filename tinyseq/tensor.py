@@ -530,8 +530,8 @@ class Tensor:
         """The gradient that ``backward`` left here, or None."""
         if isinstance(current_mode().backend, Tracer):
             raise GraphError(
-                "a function that jit compiles runs once, so it would see the .grad of that moment for ever; pass gradients to it "
-                "as arguments"
+                "a function that jit compiles runs once, so it would see the .grad of that moment for ever; "
+                "pass gradients to it as arguments"
             )
         if isinstance(self.node, Leaf):
             return self.node.grad
@@ -567,8 +567,8 @@ class Tensor:
         backend = self.backend
         if isinstance(backend, Tracer):
             raise GraphError(
-                f"backward() on a traced tensor, which has no numbers; call it on what {backend.caller} returns, or use ts.grad "
-                "on a function within"
+                f"backward() on a traced tensor, which has no numbers; call it on what {backend.caller} returns, "
+                "or use ts.grad on a function within"
             )
         if gradient is None:
             if self.size != 1:

@@ -180,7 +180,7 @@ def _kind_of(leaf: Any) -> Any:
 
 def _seen(value: Any, looked_into: set[int]) -> Any:
     """What of a value could change what a function that reads it does; a tensor is itself, whatever its numbers."""
-    kind = type(value)
+    kind: Any = type(value)
     if value is None or kind is str or kind is bytes:
         return value
     if kind is int or kind is bool:

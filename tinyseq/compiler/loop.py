@@ -31,6 +31,7 @@ FlatStep = Callable[..., tuple[Sequence[Any], Sequence[Any]]]
 LINEAR = frozenset(("add", "sub", "neg", "reshape", "permute", "concatenate", "flip"))
 VIEWS = frozenset(("reshape", "permute", "broadcast_to", "getitem"))
 FUSABLE = ELEMENTWISE | {"concatenate"}
+CHEAP = ARITHMETIC | {"concatenate", "div", "sqrt"}
 
 
 def is_view(e: Equation) -> bool:
@@ -467,7 +468,7 @@ def _only_used(graph: Graph) -> tuple[Var, ...]:
 def kept_of(body: Body, backward: Sequence[Equation], forward: Sequence[Equation]) -> tuple[list[Var], list[Equation]]:
     """What the backward pass needs of the forward one: the values to keep, and the equations to run again.
 
-    Arithmetic is run again, and so is any elementwise work whose inputs are at hand anyway; the results of products,
+    Arithmetic is run again, for it takes less time than to write a value and read it, and so is any elementwise work whose inputs are at hand anyway; the results of products,
     reductions and costly functions are kept.
     """
     made = {e.output: e for e in forward}
@@ -482,7 +483,7 @@ def kept_of(body: Body, backward: Sequence[Equation], forward: Sequence[Equation
             return
         e = made[v]
         name = e.primitive.name
-        cheap = v not in timed or name in ARITHMETIC or is_view(e) or name == "concatenate"
+        cheap = v not in timed or name in CHEAP or is_view(e)
         if cheap or (name in ELEMENTWISE and all(w in at_hand for w in e.vars)):
             again.add(v)
             for w in e.vars:

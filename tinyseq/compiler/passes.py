@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from tinyseq.array_api import full_key
@@ -132,6 +132,8 @@ def fold(graph: Graph) -> Graph:
             return e.inputs[1]
         if name == "concatenate":
             return _flattened(e, made, emit)
+        if name in ELEMENTWISE and len(e.inputs) > 1:
+            return _unstretched(e, made, emit)
         inner = made.get(first) if isinstance(first, Var) else None
         if inner is not None and name == inner.primitive.name:
             if name == "neg":
@@ -144,6 +146,18 @@ def fold(graph: Graph) -> Graph:
         return None
 
     return rewrite(graph, rule)
+
+
+def _unstretched(e: Equation, made: dict[Var, Equation], emit: Emit) -> Operand | None:
+    """Without the stretching of an operand that another one brings about anyway."""
+    inputs = list(e.inputs)
+    for i, x in enumerate(inputs):
+        source = made.get(x) if isinstance(x, Var) else None
+        if source is not None and source.primitive.name == "broadcast_to":
+            others = [y.shape for j, y in enumerate(inputs) if j != i and isinstance(y, Var)]
+            if e.output.shape in others:
+                inputs[i] = source.inputs[0]
+    return None if inputs == list(e.inputs) else _noted(made, emit, e.primitive.name, *inputs, **e.params)
 
 
 def _noted(made: dict[Var, Equation], emit: Emit, name: str, *inputs: Operand, **params: Any) -> Var:
@@ -231,7 +245,8 @@ def narrow(graph: Graph) -> Graph:
     """Elementwise work on columns that are cut apart, or were put together, is done on each part by itself.
 
     ``sigmoid(z)[:, :H]`` is ``sigmoid(z[:, :H])``, and ``concatenate(a, b) * c`` is ``a * c[:, :H]`` beside
-    ``b * c[:, H:]``: so all the gates of a cell go through one pass over H columns, in registers.
+    ``b * c[:, H:]``: so all the gates of a cell go through one pass over H columns, in registers. A sum over columns that
+    were put together is the sum of each part's.
     """
     made: dict[Var, Equation] = {}
     cut: dict[tuple[Var, int, int], Var] = {}
@@ -264,6 +279,11 @@ def narrow(graph: Graph) -> Graph:
                             assert isinstance(part, Var)
                             return part
                         at += size
+                if kind == "broadcast_to":
+                    inner = source.inputs[0]
+                    assert isinstance(inner, Var)
+                    shape = (*x.shape[:-1], stop - start)
+                    return emitted("broadcast_to", columns(inner, start, stop, width), shape=shape)
                 span = _columns(source, "getitem")
                 if span is not None:
                     inner = source.inputs[0]
@@ -275,9 +295,14 @@ def narrow(graph: Graph) -> Graph:
         if span is not None:
             source = e.inputs[0]
             assert isinstance(source, Var)
-            if source in made and (made[source].primitive.name in ELEMENTWISE or made[source].primitive.name == "concatenate"):
+            if source in made and made[source].primitive.name in (*ELEMENTWISE, "concatenate", "broadcast_to"):
                 return columns(source, *span, source.shape[-1])
             return None
+        if name == "sum" and e.params["axis"] == (-1,):
+            whole = made.get(e.inputs[0])  # type: ignore[arg-type]
+            if whole is not None and _joins_columns(whole, whole.output.shape[-1]):
+                sums = [emitted("sum", part, **e.params) for part in whole.inputs]
+                return reduce(partial(emitted, "add"), sums)
         if name in ELEMENTWISE and out.shape and out.shape[-1] > 1:
             joined = next((made[x] for x in e.vars if x in made and _joins_columns(made[x], out.shape[-1])), None)
             if joined is not None:

@@ -334,7 +334,7 @@ class _Planner:
         place = self._output_place(out) or self._new_place(out, out.shape[-1])
         column, level = 0, (self.section[out], 0, 0)
         for piece in e.vars:
-            self._also_written(piece, place.shifted(column))
+            self._also_written(piece, place.shifted(column), self.section[out])
             column += piece.shape[-1]
             level = max(level, self.level[piece])
         self._is_at(out, place, (level[0], level[1], level[2] + 1))
@@ -389,8 +389,12 @@ class _Planner:
                 return Place(("written", i), width_of(v, self.rows), 0, width_of(v, self.rows))
         return None
 
-    def _also_written(self, v: Var, place: Place) -> None:
-        """Have a value written to one more place: by whoever computes it, else by a copy."""
+    def _also_written(self, v: Var, place: Place, section: int = LOOP) -> None:
+        """Have a value written to one more place: by whoever computes it, else by a copy.
+
+        Args:
+            section: where it is copied, if it is not of this step's making.
+        """
         kind, i = place.base
         passing = kind == "scratch" or (kind == "out" and i not in self.step.histories)  # holds one step, within the loop
         level = self.level[v]
@@ -400,7 +404,7 @@ class _Planner:
             return
         if v in self.made:
             self._in_memory(v)
-        self.copies.append((v, place, max(level, (LOOP, 0, 0)) if passing or v not in self.made else level))
+        self.copies.append((v, place, max(level, (section, 0, 0)) if passing or v not in self.made else level))
 
     def _outputs(self) -> None:
         """The new carry and what the caller wants at every step."""
