@@ -226,15 +226,26 @@ def run_layer(layer: Any, x: ts.Tensor, state: Any, dtype: Any, **options: Any) 
 
 
 def assert_loop_is_the_definition(layer: Any, rng: np.random.Generator, dtype: Any = F64, **options: Any) -> None:
+    """To the last bits in float64. In float32 no further from that than the definition itself is, where that is far.
+
+    Layer norm over few units divides by small deviations and makes much of rounding.
+    """
     depth = layer.num_layers * (1 + layer.bidirectional)
-    x, state = draw(rng, T, B, I), a_state(layer, rng, depth, B)
+    drawn = draw(rng, T, B, I), a_state(layer, rng, depth, B)
+    x, state = tree_map(lambda leaf: ts.tensor(leaf.numpy().astype(dtype).astype(F64)), drawn)
     layer.astype(dtype)
-    layer.unroll = True
-    expected = run_layer(layer, x, state, dtype, **options)
-    layer.unroll = False
-    for a, b in zip(run_layer(layer, x, state, dtype, **options), expected, strict=True):
-        scale = max(1.0, float(np.abs(b).max(initial=0)))
-        np.testing.assert_allclose(a / scale, b / scale, rtol=0, atol=1e-10 if dtype == F64 else 3e-5)
+
+    def results(unroll: bool, dtype: Any) -> list[np.ndarray]:
+        layer.astype(dtype)
+        layer.unroll = unroll
+        return run_layer(layer, x, state, dtype, **options)
+
+    exact = results(True, F64)
+
+    def error(found: list[np.ndarray]) -> float:
+        return max(float(np.abs(a - b).max(initial=0)) / max(1.0, float(np.abs(b).max(initial=0))) for a, b in zip(found, exact))
+
+    assert error(results(False, dtype)) <= (1e-10 if dtype == F64 else max(1e-5, 5 * error(results(True, dtype))))
 
 
 NOISE = {"recurrent_dropout": 0.3, "zoneout": 0.2}

@@ -26,6 +26,7 @@ from tinyseq.compiler.passes import (
     narrow,
     rewrite,
     simplify,
+    split_columns,
     split_products,
 )
 from tinyseq.graph import Equation, Graph, Operand, Var
@@ -609,6 +610,103 @@ class TestNarrow:
             }} -> (b)
             """,
         )
+
+
+class TestSplitColumns:
+    JOINT = """
+        graph (dz: float32[2,8], dy: float32[2,3]; w: float32[8,5]) {
+          p: float32[2,5] = matmul(dz, w)
+          dh: float32[2,3] = getitem(p, key=(..., 0:3))
+          dx: float32[2,2] = getitem(p, key=(..., 3:5))
+          c: float32[2,3] = add(dh, dy)
+          d: float32[2,2] = tanh(dx)
+        } -> (c, d)
+        """
+
+    def test_columns_that_no_later_step_waits_for_are_a_product_of_their_own(self) -> None:
+        becomes(
+            lambda graph: split_columns(graph, graph.outputs[:1]),
+            self.JOINT,
+            """
+            graph (dz: float32[2,8], dy: float32[2,3]; w: float32[8,5]) {
+              v: float32[8,3] = getitem(w, key=(..., 0:3))
+              dh: float32[2,3] = matmul(dz, v)
+              u: float32[8,2] = getitem(w, key=(..., 3:5))
+              dx: float32[2,2] = matmul(dz, u)
+              c: float32[2,3] = add(dh, dy)
+              d: float32[2,2] = tanh(dx)
+            } -> (c, d)
+            """,
+        )
+
+    @pytest.mark.parametrize("carried", [slice(0), slice(0, 2)])
+    def test_columns_that_all_go_one_way_stay_together(self, carried: slice) -> None:
+        becomes(lambda graph: split_columns(graph, graph.outputs[carried]), self.JOINT, self.JOINT)
+
+    def test_a_product_that_is_read_whole_too_stays(self) -> None:
+        text = self.JOINT.replace("-> (c, d)", "-> (c, d, p)")
+        becomes(lambda graph: split_columns(graph, graph.outputs[:1]), text, text)
+
+
+class TestPlainColumns:
+    @pytest.mark.parametrize(
+        ("key", "columns"), [("(:, 1:-1)", "1:4"), ("(..., -2:)", "3:5"), ("(:, :3)", "0:3"), ("(..., :, 0:9:1)", "0:5")]
+    )
+    def test_columns_are_written_in_one_way(self, key: str, columns: str) -> None:
+        start, stop = map(int, columns.split(":"))
+        width = stop - start
+        cut, kept = f"key={key}", f"key=(..., {columns})"
+        text = """
+            graph (x: float32[2,5], g: float32[2,%d]) {
+              a: float32[2,%d] = getitem(x, %s)
+              b: float32[2,5] = scatter_add(g, %s, shape=(2, 5))
+            } -> (a, b)
+            """
+        becomes(fold, text % (width, width, cut, cut), text % (width, width, kept, kept))
+
+    @pytest.mark.parametrize("key", ["(:, -1)", "(..., 4)"])
+    def test_one_column_is_cut_out_and_loses_its_axis(self, key: str) -> None:
+        becomes(
+            fold,
+            f"""
+            graph (x: float32[2,5], g: float32[2]) {{
+              a: float32[2] = getitem(x, key={key})
+              b: float32[2,5] = scatter_add(g, key={key}, shape=(2, 5))
+            }} -> (a, b)
+            """,
+            """
+            graph (x: float32[2,5], g: float32[2]) {
+              c: float32[2,1] = getitem(x, key=(..., 4:5))
+              a: float32[2] = reshape(c, shape=(2,))
+              d: float32[2,1] = reshape(g, shape=(2, 1))
+              b: float32[2,5] = scatter_add(d, key=(..., 4:5), shape=(2, 5))
+            } -> (a, b)
+            """,
+        )
+
+    def test_a_new_axis_is_a_reshape(self) -> None:
+        becomes(
+            fold,
+            """
+            graph (x: float32[2]) {
+              a: float32[2,1] = getitem(x, key=(:, None))
+              b: float32[2] = scatter_add(a, key=(:, None), shape=(2,))
+            } -> (a, b)
+            """,
+            """
+            graph (x: float32[2]) {
+              a: float32[2,1] = reshape(x, shape=(2, 1))
+              b: float32[2] = reshape(a, shape=(2,))
+            } -> (a, b)
+            """,
+        )
+
+    def test_a_new_axis_beside_a_reversed_one_stays(self) -> None:
+        stays(fold, "graph (x: float32[2]) {\n  a: float32[2,1] = getitem(x, key=(::-1, None))\n} -> (a)")
+
+    @pytest.mark.parametrize(("key", "shape"), [("(0,)", "5"), ("(0, :)", "5"), ("(1:2, 0)", "1"), ("(..., 0:4:2)", "2,2")])
+    def test_what_is_not_columns_alone_stays(self, key: str, shape: str) -> None:
+        stays(fold, f"graph (x: float32[2,5]) {{\n  a: float32[{shape}] = getitem(x, key={key})\n}} -> (a)")
 
 
 class TestMergeProducts:

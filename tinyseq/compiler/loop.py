@@ -12,13 +12,13 @@ way, and what it needs of the forward pass is either kept or, where that is chea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 from tinyseq import mode
 from tinyseq.array_api import INDEX
-from tinyseq.compiler.passes import ARITHMETIC, ELEMENTWISE, merge_products, narrow, simplify
+from tinyseq.compiler.passes import ARITHMETIC, ELEMENTWISE, merge_products, narrow, simplify, split_columns
 from tinyseq.compiler.trace import Trace, Traced, graph_of
 from tinyseq.graph import Equation, Graph, Names, Operand, Var
 from tinyseq.tape import walk
@@ -519,6 +519,8 @@ class Program:
 
 def program(body: Body) -> Program:
     """Both plans of a body, with what the backward pass needs kept."""
+    carried = (*body.new_carry, *body.gradients[: body.carries])
+    body = replace(body, joint=split_columns(body.joint, carried).check())
     equations = body.joint.equations
     from_cotangents = _reachable(equations, body.cotangents)
     forward = [e for e in equations if e.output not in from_cotangents]

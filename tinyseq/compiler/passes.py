@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -35,6 +35,7 @@ __all__ = [
     "narrow",
     "rewrite",
     "simplify",
+    "split_columns",
     "split_products",
 ]
 
@@ -134,6 +135,8 @@ def fold(graph: Graph) -> Graph:
             return _flattened(e, made, emit)
         if name in ELEMENTWISE and len(e.inputs) > 1:
             return _unstretched(e, made, emit)
+        if name in ("getitem", "scatter_add") and len(e.inputs) == 1:
+            return _plain_columns(e, made, emit)
         inner = made.get(first) if isinstance(first, Var) else None
         if inner is not None and name == inner.primitive.name:
             if name == "neg":
@@ -146,6 +149,36 @@ def fold(graph: Graph) -> Graph:
         return None
 
     return rewrite(graph, rule)
+
+
+def _plain_columns(e: Equation, made: dict[Var, Equation], emit: Emit) -> Operand | None:
+    """Columns written in one way, ``x[..., a:b]``, however they were asked for: by a negative bound, or a single one.
+
+    The same holds for the scatter that is the gradient; new axes alone are a reshape.
+    """
+    (x,), key, name, out = e.inputs, e.params["key"], e.primitive.name, e.output
+    whole = x if name == "getitem" else out
+    assert isinstance(x, Var) and isinstance(whole, Var)
+    forward = all(k is None or k is Ellipsis or (isinstance(k, slice) and k.step in (None, 1)) for k in key)
+    if forward and any(k is None for k in key) and math.prod(x.shape) == math.prod(out.shape):
+        return _noted(made, emit, "reshape", x, shape=out.shape)
+    if key and type(key[-1]) is int and len(key) in (len(whole.shape), 1 + (Ellipsis in key)):
+        at = key[-1] % whole.shape[-1]  # one column, without its axis
+        columns = (*key[:-1], slice(at, at + 1))
+        if _span(columns, whole.shape) is None:
+            return None
+        if name == "getitem":
+            part = _noted(made, emit, "getitem", x, key=(Ellipsis, columns[-1]))
+            return _noted(made, emit, "reshape", part, shape=out.shape)
+        part = _noted(made, emit, "reshape", x, shape=(*x.shape, 1))
+        return _noted(made, emit, "scatter_add", part, key=(Ellipsis, columns[-1]), shape=out.shape)
+    span = _span(key, whole.shape)
+    if span is None or (name == "scatter_add" and x.shape != (*out.shape[:-1], span[1] - span[0])):
+        return None
+    plain = (Ellipsis, slice(*span))
+    if constant_key(key) == constant_key(plain):
+        return None
+    return _noted(made, emit, name, x, **{**e.params, "key": plain})
 
 
 def _unstretched(e: Equation, made: dict[Var, Equation], emit: Emit) -> Operand | None:
@@ -186,13 +219,18 @@ def _columns(e: Equation | None, name: str) -> tuple[int, int] | None:
         return None
     whole = e.inputs[0] if name == "getitem" else e.output
     assert isinstance(whole, Var)
-    *rows, columns = full_key(e.params["key"], whole.shape) or (None,)
-    sizes = whole.shape[:-1]
+    return _span(e.params["key"], whole.shape)
+
+
+def _span(key: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The columns of the last axis that a key picks, if it picks nothing else."""
+    *rows, columns = full_key(key, shape) or (None,)
+    sizes = shape[:-1]
     if len(rows) != len(sizes) or not all(_everything(row, size) for row, size in zip(rows, sizes, strict=True)):
         return None
     if not isinstance(columns, slice) or columns.step not in (None, 1):
         return None
-    start, stop, _ = columns.indices(whole.shape[-1])
+    start, stop, _ = columns.indices(shape[-1])
     return start, stop
 
 
@@ -347,6 +385,40 @@ def split_products(graph: Graph) -> Graph:
             total = product if total is None else emit("add", total, product)
             start += size
         return total
+
+    return dead_code(rewrite(graph, rule))
+
+
+def split_columns(graph: Graph, carried: Iterable[Operand]) -> Graph:
+    """A product some of whose columns the next step waits for, and others not, as two: only the first is in the loop.
+
+    The gradient of ``concatenate(h, x) @ W`` is such a product: ``dz @ W.T``, whose columns are those of h and of x.
+    """
+    users: dict[Var, list[Equation]] = {}
+    for e in graph.equations:
+        for v in e.vars:
+            users.setdefault(v, []).append(e)
+    waited = {v for v in carried if isinstance(v, Var)}
+    for e in reversed(graph.equations):
+        if e.output in waited:
+            waited.update(e.vars)
+    asked = {v for v in graph.outputs if isinstance(v, Var)}
+    made = {e.output: e for e in graph.equations}
+
+    def apart(x: Operand) -> bool:
+        e = made.get(x) if isinstance(x, Var) else None
+        if e is None or e.primitive.name != "matmul" or e.output in asked:
+            return False
+        cuts = users[e.output]
+        right = e.inputs[1]
+        plain = isinstance(right, Var) and len(right.shape) == 2 and all(_columns(cut, "getitem") for cut in cuts)
+        return plain and len({cut.output in waited for cut in cuts}) == 2
+
+    def rule(e: Equation, emit: Emit) -> Operand | None:
+        if e.primitive.name != "getitem" or not apart(e.inputs[0]):
+            return None
+        left, right = made[e.inputs[0]].inputs  # type: ignore[index]
+        return emit("matmul", left, emit("getitem", right, key=e.params["key"]))
 
     return dead_code(rewrite(graph, rule))
 

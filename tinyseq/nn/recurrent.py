@@ -250,7 +250,7 @@ class _Stack(Gated):
                 final.append(after)
             outputs = columns[0] if len(columns) == 1 else tree_map(lambda *parts: concatenate(parts, -1), *columns)
             x = outputs
-        end = tree_map(lambda *parts: stack(parts), *final)
+        end = tree_map(lambda *parts: stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0), *final)
 
         if not batched:
             return tree_map(lambda y: y.squeeze(1), outputs), tree_map(lambda part: part.squeeze(1), end)

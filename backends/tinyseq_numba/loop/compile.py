@@ -257,6 +257,7 @@ class _Room:
     def __init__(self, step: Step, kernel: Kernel, batch: int, shares: int, chunk: int) -> None:
         layout = kernel.layout
         self.packed = [aligned(packed_shape(v.shape, v.dtype), v.dtype) for v in layout.packed]
+        # Zeros where nothing is written: columns that a wider value has beside those it was made of.
         self.scratch = [aligned((batch, width), dtype) for width, dtype in layout.scratch]
         self.chunks = [aligned((chunk, batch, width), dtype) for width, dtype in layout.chunks]
         self.partials = [aligned((shares, *_room(total)), total.var.dtype) for total in step.sums]

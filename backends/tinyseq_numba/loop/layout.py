@@ -28,6 +28,7 @@ __all__ = ["AFTER", "BEFORE", "LOOP", "Layout", "Place", "Unsupported", "fuses",
 Level = tuple[int, int, int]
 BEFORE, LOOP, AFTER = range(3)
 COLUMNS = ("sum", "max", "min")
+MOVED = ("matmul", "concatenate", "scatter_add")  # what no pass over a row computes
 STAYS = ("stack", "written", "chunk", "closed")  # arrays that hold every step of a chunk when its loop has run
 
 
@@ -110,7 +111,7 @@ def fuses(e: Equation, stacked: frozenset[Var]) -> bool:
         return left in stacked and right not in stacked and len(left.shape) == len(right.shape) == 2  # type: ignore[union-attr]
     if name in COLUMNS:
         return bool(e.params["axis"] == (-1,))
-    if name == "getitem":
+    if name in ("getitem", "scatter_add"):
         return len(e.inputs) == 1 and len(e.params["key"]) == 2 and e.params["key"][0] is Ellipsis
     if name == "concatenate":
         return bool(e.params["axis"] == -1)
@@ -173,8 +174,7 @@ class _Planner:
         for i, total in enumerate(step.sums):
             self._sum(i, total)
         self._outputs()
-        moved = ("matmul", "concatenate")
-        kept = tuple(e for e in step.graph.equations if e.primitive.name not in moved and e.output not in self.views)
+        kept = tuple(e for e in step.graph.equations if e.primitive.name not in MOVED and e.output not in self.views)
         levels = [*self.level.values(), *(level for _, _, level in self.copies)]
         stages = tuple(
             1 + max((stage for section, stage, _ in levels if section == each), default=-1) for each in (BEFORE, LOOP, AFTER)
@@ -270,6 +270,8 @@ class _Planner:
             self._product(e)
         elif name == "concatenate":
             self._join(e)
+        elif name == "scatter_add":
+            self._widen(e)
         elif name == "getitem":
             self._slice(e)
         elif name in COLUMNS:
@@ -339,18 +341,36 @@ class _Planner:
             level = max(level, self.level[piece])
         self._is_at(out, place, (level[0], level[1], level[2] + 1))
 
+    def _widen(self, e: Equation) -> None:
+        """Some columns, with zeros beside them: what nothing writes to in an array of its own."""
+        (x, *indices), out = e.inputs, e.output
+        columns = self._columns(e, out)
+        if indices or not isinstance(x, Var) or x not in self.rows or x.shape != (*out.shape[:-1], columns[1] - columns[0]):
+            raise Unsupported(f"scatter_add with the key {e.params['key']}")
+        place = self._new_place(out, width_of(out, self.rows))
+        self._also_written(x, place.shifted(columns[0]), self.section[out])
+        section, stage, phase = max(self.level[x], (self.section[out], 0, 0))
+        self._is_at(out, place, (section, stage, phase + 1))
+
+    def _columns(self, e: Equation, whole: Var) -> tuple[int, int]:
+        """Which columns of a value with rows a getitem reads or a scatter_add writes."""
+        key = e.params["key"]
+        if len(key) != 2 or key[0] is not Ellipsis or not isinstance(key[1], slice):
+            raise Unsupported(f"{e.primitive.name} with the key {key}")
+        start, stop, stride = key[1].indices(whole.shape[-1])
+        if stride != 1 or len(whole.shape) != 2 or whole not in self.rows:
+            raise Unsupported(f"{e.primitive.name} with the key {key} of shape {whole.shape}")
+        return start, stop
+
     def _slice(self, e: Equation) -> None:
         (x, *indices) = e.inputs
-        key = e.params["key"]
-        if indices or not isinstance(x, Var) or len(key) != 2 or key[0] is not Ellipsis or not isinstance(key[1], slice):
-            raise Unsupported(f"getitem with the key {key}")
-        start, _, stride = key[1].indices(x.shape[-1])
-        if stride != 1 or len(x.shape) != 2 or x not in self.rows:
-            raise Unsupported(f"getitem with the key {key} of shape {x.shape}")
+        if indices or not isinstance(x, Var):
+            raise Unsupported("getitem by a tensor")
+        start, _ = self._columns(e, x)
         section, stage, phase = self.level[x]
         in_register = x not in self.reads
         place = self._in_memory(x)
-        computed = x in self.made and self.made[x].primitive.name not in ("matmul", "concatenate") and x not in self.views
+        computed = x in self.made and self.made[x].primitive.name not in MOVED and x not in self.views
         self.views.add(e.output)
         later = (section, stage, phase + 1) if computed or in_register else (section, stage, phase)
         self._is_at(e.output, place.shifted(start), later)
@@ -398,7 +418,7 @@ class _Planner:
         kind, i = place.base
         passing = kind == "scratch" or (kind == "out" and i not in self.step.histories)  # holds one step, within the loop
         level = self.level[v]
-        computed = v in self.made and self.made[v].primitive.name not in ("matmul", "concatenate") and v not in self.views
+        computed = v in self.made and self.made[v].primitive.name not in MOVED and v not in self.views
         if computed and not (passing and level[0] != LOOP):
             self.writes.setdefault(v, []).append(place)
             return

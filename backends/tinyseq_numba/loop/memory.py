@@ -66,8 +66,8 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Like ``np.empty``, beginning at a cache line."""
+    """Like ``np.zeros``, beginning at a cache line."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    buffer = np.empty(size + LINE, np.uint8)
+    buffer = np.zeros(size + LINE, np.uint8)
     skip = -buffer.__array_interface__["data"][0] % LINE
     return buffer[skip : skip + size].view(dtype).reshape(shape)
