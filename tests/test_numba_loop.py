@@ -13,7 +13,8 @@ import tinyseq as ts
 
 pytest.importorskip("numba")
 import tinyseq_numba
-from tinyseq_numba.loop import compile as compiled
+from tinyseq_numba import machine
+from tinyseq_numba.loop import compile as loops
 from tinyseq_numba.loop.compile import pack
 from tinyseq_numba.loop.product import packed_shape, panel_of
 
@@ -93,9 +94,9 @@ def test_a_damaged_or_foreign_kernel_is_compiled_anew_and_said_once(tmp_path: Pa
     monkeypatch.setenv("TINYSEQ_CACHE_DIR", str(tmp_path))
 
     def fresh(size: int) -> list[np.ndarray[Any, Any]]:
-        compiled._function.cache_clear()
-        compiled._pack.cache_clear()
-        compiled._say_once.cache_clear()
+        machine.compiled.cache_clear()
+        loops._pack.cache_clear()
+        machine._say_once.cache_clear()
         from tinyseq.compiler import scan
 
         scan._runners.clear()
@@ -119,8 +120,8 @@ def test_a_damaged_or_foreign_kernel_is_compiled_anew_and_said_once(tmp_path: Pa
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TINYSEQ_CACHE_DIR", str(tmp_path / "file"))
-    compiled._function.cache_clear()
-    compiled._say_once.cache_clear()
+    machine.compiled.cache_clear()
+    machine._say_once.cache_clear()
     with pytest.warns(UserWarning, match="cannot be kept in .* set TINYSEQ_CACHE_DIR") as said:
         assert np.isfinite(lstm(size=13)[0]).all()
     assert len(said) == 1

@@ -49,7 +49,6 @@ class NumbaBackend(NumpyBackend):
         super().__init__()
         from tinyseq_numba.elementwise import Elementwise
         from tinyseq_numba.fused import KERNELS
-
         from tinyseq_numba.loop.layout import fuses
 
         self.fused = dict(KERNELS)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
-import os
 import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,10 +23,11 @@ from llvmlite import ir
 from tinyseq.compiler import debug
 from tinyseq.compiler.straight import Call, call_of, runner
 from tinyseq.graph import Equation, Graph, Names, Operand, Var
-from tinyseq_numba.loop.compile import _function, _pool, threads
 from tinyseq_numba.loop.product import lanes_of, loop
 from tinyseq_numba.loop.vectors import FLOATS, I8, I32, I64, Vectors, compute
+from tinyseq_numba.machine import compiled
 from tinyseq_numba.regions import REDUCTIONS, Region, partition
+from tinyseq_numba.threads import threads, together
 
 if TYPE_CHECKING:
     from tinyseq.backend import Backend
@@ -251,7 +251,7 @@ class RegionFunction:
         kernel = _Kernel(region)
         debug.show("source", "LLVM", kernel.text)
         with debug.timed("compiled a region"):
-            self.function = _function(kernel.text, "region", *[ctypes.c_int64] * 3, ctypes.c_void_p)
+            self.function = compiled(kernel.text, "region", *[ctypes.c_int64] * 3, ctypes.c_void_p)
         size = math.prod(region.space)
         self.flat = region.flat
         self.rows, self.columns = (max(1, size // CUT), min(CUT, size)) if self.flat else region.space
@@ -298,10 +298,7 @@ class RegionFunction:
                 first, last = (self.rows * (share + i) // shares for i in (0, 1))
                 table = self.table(*words, *[at + share * stride for at, stride in own], *distances)
                 jobs.append((first, last, self.columns, table))
-            pending = [_pool(shares - 1, os.getpid()).submit(self.function, *job) for job in jobs[1:]]
-            self.function(*jobs[0])
-            for one in pending:
-                one.result()
+            together(self.function, jobs)
         if self.rest:
             left = [word + shift for word, shift in zip(words, self.shifts, strict=True)]
             self.function(0, 1, self.rest, self.table(*left, *[at for at, _ in own], *distances))

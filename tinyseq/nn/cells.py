@@ -334,14 +334,15 @@ class Gated(Module):
     def _noisy(self, weights: Weights, steps: int, batch: tuple[int, ...]) -> tuple[NoisyStep, Noise]:
         """The step with recurrent dropout and zoneout, and the masks of zoneout."""
         weight, mask, noise = weights["weight_hh"], None, None
-        with use_backend(weight.backend):
-            if self.training and self.recurrent_dropout:
-                keep = 1 - self.recurrent_dropout
-                kept = random.bernoulli(keep, (*batch, self.output_size)).astype(weight.dtype)
-                mask = kept * (1 / keep if keep else 0.0)
-            if self.training and any(self.zoneout):
-                pairs = zip(self.zoneout, self._sizes, strict=True)
-                noise = tuple(random.bernoulli(rate, (steps, *batch, size)) if rate else None for rate, size in pairs)
+        if self.training and (self.recurrent_dropout or any(self.zoneout)):
+            with use_backend(weight.backend):
+                if self.recurrent_dropout:
+                    keep = 1 - self.recurrent_dropout
+                    kept = random.bernoulli(keep, (*batch, self.output_size)).astype(weight.dtype)
+                    mask = kept * (1 / keep if keep else 0.0)
+                if any(self.zoneout):
+                    pairs = zip(self.zoneout, self._sizes, strict=True)
+                    noise = tuple(random.bernoulli(rate, (steps, *batch, size)) if rate else None for rate, size in pairs)
         equations = self.equations(weights, mask)
         if not any(self.zoneout):
             return (lambda x, state, _: equations(x, state)), None

@@ -1,142 +1,32 @@
-"""Machine code from LLVM assembly, kept on the disk, and a step's loop run by it, a share of the batch a thread."""
+"""A step's loop, run by machine code on NumPy arrays, a share of the batch a thread."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import itertools
-import os
-import secrets
-import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import llvmlite
-import llvmlite.binding as llvm
 import numpy as np
-import platformdirs
 
 from tinyseq.compiler import debug
 from tinyseq.graph import Var
 from tinyseq_numba.loop.kernel import KINDS, OWN, Kernel, write_kernel
-from tinyseq_numba.loop.layout import Layout, padded, width_of
+from tinyseq_numba.loop.layout import padded, width_of
 from tinyseq_numba.loop.memory import aligned, empty
 from tinyseq_numba.loop.product import DEPTH, ROWS, packed_shape, write_pack
+from tinyseq_numba.machine import Function, compiled
+from tinyseq_numba.threads import threads, together
 
 if TYPE_CHECKING:
     from tinyseq.compiler.loop import Step, Total
 
-__all__ = ["compile_step", "threads"]
+__all__ = ["compile_step", "pack"]
 
 Array = np.ndarray[Any, Any]
-Function = Callable[..., None]
-FORMAT = 3  # of the kept files
 COMMON = tuple(kind for kind in KINDS if kind not in OWN)
 CHUNK = 192  # rows, over some steps, that go through what stands around the loop at a time: their values stay in the cache
-
-
-@cache
-def _machine() -> tuple[llvm.TargetMachine, str]:
-    """The code generator for this processor, and what it is."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    name, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    target = llvm.Target.from_default_triple()
-    machine = target.create_target_machine(cpu=name, features=features, opt=3, jit=True)
-    return machine, f"{llvmlite.__version__} {llvm.llvm_version_info} {target.triple} {name} {features}"
-
-
-_engines: list[Any] = []  # for ever: LLVM crashes when an engine that was given an object file is taken down
-
-
-@cache
-def _function(text: str, name: str, *kinds: Any) -> Function:
-    """The compiled function of a module; it takes arguments of these types."""
-    machine, description = _machine()
-    path = _folder() / f"{hashlib.sha256(f'{FORMAT} {description} {text}'.encode()).hexdigest()[:40]}.o"
-    code = _read(path)
-    if code is None:
-        module = llvm.parse_assembly(text)
-        module.triple, module.data_layout = machine.triple, str(machine.target_data)
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.loop_vectorization = options.slp_vectorization = False  # the code is in vectors already
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
-        code = machine.emit_object(module)
-        _write(path, code)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    kind = ctypes.CFUNCTYPE(None, *kinds)  # releases the interpreter's lock
-    _engines.append(engine)
-    return kind(engine.get_function_address(name))
-
-
-# --- machine code on the disk -----------------------------------------------------------------------------------------
-
-
-def _folder() -> Path:
-    named = os.environ.get("TINYSEQ_CACHE_DIR")
-    return (Path(named) if named else platformdirs.user_cache_path("tinyseq", appauthor=False)) / "loops"
-
-
-def _read(path: Path) -> bytes | None:
-    """The kept code, if it is whole and the one of this name: it begins with a hash of both."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, code = content[:32], content[32:]
-    if _digest(path, code) != digest:
-        _say_once(f"a kept kernel in {path.parent} is damaged and is compiled anew")
-        return None
-    return code
-
-
-def _write(path: Path, code: bytes) -> None:
-    """Keep the code; two processes that do so at once each put a whole file in place."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        try:
-            part.write_bytes(_digest(path, code) + code)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        _say_once(
-            f"compiled loops cannot be kept in {path.parent} ({error.strerror or error}) and are compiled anew in every run; "
-            "set TINYSEQ_CACHE_DIR to a folder that can be written"
-        )
-
-
-def _digest(path: Path, code: bytes) -> bytes:
-    return hashlib.sha256(path.name.encode() + code).digest()
-
-
-@cache
-def _say_once(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=2)
-
-
-# --- running ----------------------------------------------------------------------------------------------------------
-
-
-def threads() -> int:
-    """How many threads a loop may use: ``NUMBA_NUM_THREADS`` or ``OMP_NUM_THREADS``, else one a core."""
-    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
-        if os.environ.get(name, "").isdigit():
-            return max(1, int(os.environ[name]))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@cache
-def _pool(count: int, process: int) -> ThreadPoolExecutor:
-    """The threads of this process: a forked one has none of its parent's."""
-    return ThreadPoolExecutor(count, thread_name_prefix="tinyseq-loop")
 
 
 def compile_step(step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
@@ -147,7 +37,7 @@ def compile_step(step: Step) -> Callable[..., tuple[list[Array], list[Array], li
     """
     kernel = write_kernel(step)
     debug.show("source", "LLVM", kernel.text)
-    return _Loop(step, kernel, _function(kernel.text, "loop", *[ctypes.c_int64] * 6, ctypes.c_void_p))
+    return _Loop(step, kernel, compiled(kernel.text, "loop", *[ctypes.c_int64] * 6, ctypes.c_void_p))
 
 
 def pack(weights: Array, packed: Array, address: int | None = None) -> None:
@@ -165,7 +55,7 @@ def pack(weights: Array, packed: Array, address: int | None = None) -> None:
 
 @cache
 def _pack(dtype: np.dtype[Any]) -> Function:
-    return _function(write_pack(dtype), "pack", *[ctypes.c_int64] * 4, ctypes.c_void_p, ctypes.c_void_p)
+    return compiled(write_pack(dtype), "pack", *[ctypes.c_int64] * 4, ctypes.c_void_p, ctypes.c_void_p)
 
 
 class _Loop:
@@ -241,11 +131,10 @@ class _Loop:
         """Each thread takes a share of the batch through all steps; they never wait for each other within the loop."""
         shares = len(pointers)
         edges = [batch * i // shares for i in range(shares + 1)]
-        calls = [(a, b, batch, steps, chunk, reverse, own) for (a, b), own in zip(itertools.pairwise(edges), pointers, strict=True)]
-        pending = [_pool(shares - 1, os.getpid()).submit(self.function, *call) for call in calls[1:]]
-        self.function(*calls[0])
-        for one in pending:
-            one.result()
+        calls = [
+            (a, b, batch, steps, chunk, reverse, own) for (a, b), own in zip(itertools.pairwise(edges), pointers, strict=True)
+        ]
+        together(self.function, calls)
 
 
 class _Room:

@@ -13,7 +13,8 @@ for each chunk of steps
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -316,13 +317,22 @@ class _Writer:
             for e in group:
                 if e.primitive.name in COLUMNS:
                     self._start(e)
+            # What is one number a row is read, and turned into a factor if it divides, once and not at every column.
+            for x in dict.fromkeys([*(x for e in group for x in e.vars), *(x for x, _ in copied)]):
+                if x not in scalars and width_of(x, self.rows) == 1:
+                    scalars[x] = Vectors(b, 1).load(x.dtype, self._address(self.layout.reads[x], row, I64(0)))
+            divisors = {
+                e.inputs[1]: Vectors(b, 1).divisor(scalars[e.inputs[1]])
+                for e in group
+                if e.primitive.name == "div" and e.inputs[1] in scalars
+            }
             whole = width - width % self.lanes
             if whole:
                 with loop(b, I64(0), I64(whole), self.lanes) as column:
-                    self._body(row, column, self.lanes, group, copied, scalars)
+                    self._body(row, column, self.lanes, group, copied, scalars, divisors)
             if whole < width:
                 with loop(b, I64(whole), I64(width)) as column:
-                    self._body(row, column, 1, group, copied, scalars)
+                    self._body(row, column, 1, group, copied, scalars, divisors)
             for e in group:
                 if e.primitive.name in COLUMNS:
                     self._finish(row, e)
@@ -355,6 +365,7 @@ class _Writer:
         equations: Sequence[Equation],
         copies: Sequence[tuple[Var, Place]],
         scalars: dict[Var, Any],
+        divisors: Mapping[Operand, tuple[Any, Any]] = MappingProxyType({}),
     ) -> dict[Var, Any]:
         """Some columns of a row: load what comes from memory, compute, store what is wanted."""
         v = Vectors(self.b, lanes)
@@ -365,7 +376,7 @@ class _Writer:
                 return v.constant(like, x)
             if x not in values:
                 if x in scalars:
-                    values[x] = v.splat(self.b.extract_element(scalars[x], ir.IntType(32)(0)))
+                    values[x] = v.spread(scalars[x])
                 else:
                     place = self.layout.reads[x]
                     if width_of(x, self.rows) == 1:
@@ -384,7 +395,10 @@ class _Writer:
                 self.b.store(self._combine(v, name, before, inputs[0]), slot)
                 continue
             exponent = e.inputs[1] if name == "power" and not isinstance(e.inputs[1], Var) else None
-            values[out] = compute(v, name, inputs, e.params, exponent)
+            if name == "div" and e.inputs[1] in divisors:
+                values[out] = v.divided(inputs[0], *divisors[e.inputs[1]])
+            else:
+                values[out] = compute(v, name, inputs, e.params, exponent)
             for place in self.layout.writes.get(out, ()):
                 self._put(v, values[out], out.dtype, place, row, column)
         for x, place in copies:

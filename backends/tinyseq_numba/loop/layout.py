@@ -146,9 +146,7 @@ class _Planner:
         self.copies: list[tuple[Var, Place, Level]] = []
         equations = step.graph.equations
         first, last = step.before, len(equations) - step.after
-        self.section = {
-            e.output: BEFORE if i < first else LOOP if i < last else AFTER for i, e in enumerate(equations)
-        }
+        self.section = {e.output: BEFORE if i < first else LOOP if i < last else AFTER for i, e in enumerate(equations)}
         # What the loop gives and something after it reads has a place of its own for every step of a chunk.
         self.crossing = {v for e in equations[last:] for v in e.vars} | {v for total in step.sums for v in total.inputs}
         for e in reversed(equations):

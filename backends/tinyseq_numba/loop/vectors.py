@@ -55,6 +55,10 @@ class Vectors:
         zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
         return self.b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), zeros)
 
+    def spread(self, one: Value) -> Value:
+        """A vector of one number, in every lane."""
+        return self.splat(self.b.extract_element(one, I32(0)))
+
     # Memory
 
     def load(self, dtype: np.dtype[Any], pointer: Value) -> Value:
@@ -189,6 +193,22 @@ class Vectors:
         result = self.b.fdiv(self.like(x, 1), self.b.fadd(self.like(x, 1), e))
         tiny = self.b.fcmp_ordered("<", x, self.like(x, low))
         return self._or_nan(self.b.select(tiny, self.like(x, 0), result), x)
+
+    # Division of many by one
+
+    def divisor(self, y: Value) -> tuple[Value, Value]:
+        """(scale, factor) for ``divided``: the scale, a power of two, keeps the factor from overflow and loss of bits."""
+        far = 100 if y.type.element == ir.FloatType() else 900
+        size = self.intrinsic("fabs", y)
+        small = self.b.fcmp_ordered("<", size, self.like(y, 2.0**-far))
+        large = self.b.fcmp_ordered(">", size, self.like(y, 2.0**far))
+        up, down = self.like(y, 2.0 ** (far * 0.64)), self.like(y, 2.0 ** (-far * 0.64))
+        scale = self.b.select(small, up, self.b.select(large, down, self.like(y, 1)))
+        return scale, self.b.fdiv(self.like(y, 1), self.b.fmul(y, scale))
+
+    def divided(self, x: Value, scale: Value, factor: Value) -> Value:
+        """x / y, to within one and a half units in the last place: a product takes a fifth of a division's time."""
+        return self.b.fmul(self.b.fmul(x, self.spread(scale)), self.spread(factor))
 
     # Comparisons and logic
 

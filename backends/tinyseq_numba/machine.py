@@ -1,0 +1,106 @@
+"""Machine code from LLVM assembly, kept on the disk."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import secrets
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import platformdirs
+
+__all__ = ["Function", "compiled"]
+
+Function = Callable[..., None]
+FORMAT = 3  # of the kept files
+
+
+@cache
+def _machine() -> tuple[llvm.TargetMachine, str]:
+    """The code generator for this processor, and what it is."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    name, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    target = llvm.Target.from_default_triple()
+    machine = target.create_target_machine(cpu=name, features=features, opt=3, jit=True)
+    return machine, f"{llvmlite.__version__} {llvm.llvm_version_info} {target.triple} {name} {features}"
+
+
+_engines: list[Any] = []  # for ever: LLVM crashes when an engine that was given an object file is taken down
+
+
+@cache
+def compiled(text: str, name: str, *kinds: Any) -> Function:
+    """The compiled function of a module; it takes arguments of these types."""
+    machine, description = _machine()
+    path = _folder() / f"{hashlib.sha256(f'{FORMAT} {description} {text}'.encode()).hexdigest()[:40]}.o"
+    code = _read(path)
+    if code is None:
+        module = llvm.parse_assembly(text)
+        module.triple, module.data_layout = machine.triple, str(machine.target_data)
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.loop_vectorization = options.slp_vectorization = False  # the code is in vectors already
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+        code = machine.emit_object(module)
+        _write(path, code)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    kind = ctypes.CFUNCTYPE(None, *kinds)  # releases the interpreter's lock
+    _engines.append(engine)
+    return kind(engine.get_function_address(name))
+
+
+# --- machine code on the disk -----------------------------------------------------------------------------------------
+
+
+def _folder() -> Path:
+    named = os.environ.get("TINYSEQ_CACHE_DIR")
+    return (Path(named) if named else platformdirs.user_cache_path("tinyseq", appauthor=False)) / "loops"
+
+
+def _read(path: Path) -> bytes | None:
+    """The kept code, if it is whole and the one of this name: it begins with a hash of both."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:32], content[32:]
+    if _digest(path, code) != digest:
+        _say_once(f"a kept kernel in {path.parent} is damaged and is compiled anew")
+        return None
+    return code
+
+
+def _write(path: Path, code: bytes) -> None:
+    """Keep the code; two processes that do so at once each put a whole file in place."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            part.write_bytes(_digest(path, code) + code)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        _say_once(
+            f"compiled loops cannot be kept in {path.parent} ({error.strerror or error}) and are compiled anew in every run; "
+            "set TINYSEQ_CACHE_DIR to a folder that can be written"
+        )
+
+
+def _digest(path: Path, code: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + code).digest()
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=2)

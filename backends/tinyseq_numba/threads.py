@@ -1,0 +1,50 @@
+"""A piece of work in shares, one a thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from queue import SimpleQueue
+from typing import Any
+
+__all__ = ["threads", "together"]
+
+
+def threads() -> int:
+    """How many threads a loop may use: ``NUMBA_NUM_THREADS`` or ``OMP_NUM_THREADS``, else one a core."""
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(name, "").isdigit():
+            return max(1, int(os.environ[name]))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Worker:
+    """A thread that does one call after the other."""
+
+    def __init__(self, name: str) -> None:
+        self.calls: SimpleQueue[tuple[Callable[..., None], Sequence[Any], SimpleQueue[None]]] = SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            function, arguments, done = self.calls.get()
+            function(*arguments)
+            done.put(None)
+
+
+@cache
+def _worker(number: int, process: int) -> _Worker:
+    """The threads of this process: a forked one has none of its parent's."""
+    return _Worker(f"tinyseq-{number}")
+
+
+def together(function: Callable[..., None], shares: Sequence[Sequence[Any]]) -> None:
+    """Call machine code with each share's arguments, the first in this thread, and return when all are done."""
+    done: SimpleQueue[None] = SimpleQueue()
+    for number, arguments in enumerate(shares[1:]):
+        _worker(number, os.getpid()).calls.put((function, arguments, done))
+    function(*shares[0])
+    for _ in shares[1:]:
+        done.get()
