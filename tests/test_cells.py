@@ -243,7 +243,9 @@ def assert_loop_is_the_definition(layer: Any, rng: np.random.Generator, dtype: A
     exact = results(True, F64)
 
     def error(found: list[np.ndarray]) -> float:
-        return max(float(np.abs(a - b).max(initial=0)) / max(1.0, float(np.abs(b).max(initial=0))) for a, b in zip(found, exact))
+        return max(
+            float(np.abs(a - b).max(initial=0)) / max(1.0, float(np.abs(b).max(initial=0))) for a, b in zip(found, exact)
+        )
 
     assert error(results(False, dtype)) <= (1e-10 if dtype == F64 else max(1e-5, 5 * error(results(True, dtype))))
 

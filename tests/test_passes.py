@@ -639,6 +639,28 @@ class TestSplitColumns:
             """,
         )
 
+    def test_a_product_of_columns_of_another_that_is_split(self) -> None:
+        graph = split_columns(
+            parse(
+                dedent("""
+                graph (dz: float32[2,8]; w: float32[8,5], v: float32[2,5]) {
+                  p: float32[2,5] = matmul(dz, w)
+                  dh: float32[2,3] = getitem(p, key=(..., 0:3))
+                  dx: float32[2,2] = getitem(p, key=(..., 3:5))
+                  q: float32[2,5] = matmul(dx, v)
+                  a: float32[2,2] = getitem(q, key=(..., 0:2))
+                  b: float32[2,3] = getitem(q, key=(..., 2:5))
+                  c: float32[2,3] = add(dh, b)
+                } -> (c, a)
+                """)
+            ).check(),
+            (),
+        )
+        graph.check()
+        both = parse(str(graph))
+        carried = both.outputs[:1]
+        assert names(split_columns(both, carried).check())["matmul"] == 3
+
     @pytest.mark.parametrize("carried", [slice(0), slice(0, 2)])
     def test_columns_that_all_go_one_way_stay_together(self, carried: slice) -> None:
         becomes(lambda graph: split_columns(graph, graph.outputs[carried]), self.JOINT, self.JOINT)

@@ -11,6 +11,7 @@ way, and what it needs of the forward pass is either kept or, where that is chea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -263,9 +264,13 @@ class Plan:
         step = self.step.graph.text(names).removeprefix("graph ")
         lines = [*part("once", self.fixed), *part("before", self.before), f"step {step}"]
         if self.step.before or self.step.after:
-            lines.append(f"of it {self.step.before} equations before and {self.step.after} after the loop, some steps at a time")
+            lines.append(
+                f"of it {self.step.before} equations before and {self.step.after} after the loop, some steps at a time"
+            )
         for total in self.step.sums:
-            lines.append(f"summed in the loop: {names[total.var]} ({total.kind} of {', '.join(names[v] for v in total.inputs)})")
+            lines.append(
+                f"summed in the loop: {names[total.var]} ({total.kind} of {', '.join(names[v] for v in total.inputs)})"
+            )
         lines += part("after", self.after)
         for total in self.totals:
             inputs = ", ".join(names[v] for v in total.inputs or (total.var,))
@@ -406,10 +411,12 @@ def _plan(
 
 
 def _totals(
-    equations: Sequence[Equation], sums: Iterable[Var], timed: set[Var]
+    equations: Sequence[Equation], sums: Sequence[Var], timed: set[Var]
 ) -> tuple[tuple[Total, ...], tuple[Equation, ...]]:
     """How each sum over time is best taken, and what is then done once to the sums: a linear operation waits until then."""
     made = {e.output: e for e in equations}
+    uses = Counter(v for e in equations for v in e.vars)
+    uses.update(sums)
     totals: dict[Var, Total] = {}
     once: list[Equation] = []
 
@@ -419,6 +426,8 @@ def _totals(
         e = made.get(var)
         if var not in timed:
             totals[var] = Total(var, "fixed")
+        elif e is not None and (turned := _turned(e, made, timed, uses)):
+            totals[var] = turned
         elif e is not None and e.primitive.name in LINEAR and all(isinstance(x, Var) for x in e.inputs):
             for x in e.vars:
                 total(x)
@@ -429,6 +438,15 @@ def _totals(
     for var in sums:
         total(var)
     return tuple(totals.values()), tuple(once)
+
+
+def _turned(e: Equation, made: dict[Var, Equation], timed: set[Var], uses: Counter[Var]) -> Total | None:
+    """A transposed product that nobody else reads: ``(x.T @ y).T`` is ``y.T @ x``, which needs no copy to lie in one piece."""
+    x = e.inputs[0]
+    if e.primitive.name != "permute" or e.params["axes"] != (-1, -2) or not isinstance(x, Var) or uses[x] != 1 or x not in made:
+        return None
+    total = _in_one_go(made[x], made, timed)
+    return Total(e.output, "product", total.inputs[::-1]) if total is not None and total.kind == "product" else None
 
 
 def _in_one_go(e: Equation, made: dict[Var, Equation], timed: set[Var]) -> Total | None:

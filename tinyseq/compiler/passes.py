@@ -414,10 +414,13 @@ def split_columns(graph: Graph, carried: Iterable[Operand]) -> Graph:
         plain = isinstance(right, Var) and len(right.shape) == 2 and all(_columns(cut, "getitem") for cut in cuts)
         return plain and len({cut.output in waited for cut in cuts}) == 2
 
+    now: dict[Operand, Equation] = {}  # with inputs already rewritten
+
     def rule(e: Equation, emit: Emit) -> Operand | None:
+        now[e.output] = e
         if e.primitive.name != "getitem" or not apart(e.inputs[0]):
             return None
-        left, right = made[e.inputs[0]].inputs  # type: ignore[index]
+        left, right = now[e.inputs[0]].inputs
         return emit("matmul", left, emit("getitem", right, key=e.params["key"]))
 
     return dead_code(rewrite(graph, rule))
