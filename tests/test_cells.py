@@ -244,7 +244,8 @@ def assert_loop_is_the_definition(layer: Any, rng: np.random.Generator, dtype: A
 
     def error(found: list[np.ndarray]) -> float:
         return max(
-            float(np.abs(a - b).max(initial=0)) / max(1.0, float(np.abs(b).max(initial=0))) for a, b in zip(found, exact)
+            float(np.abs(a - b).max(initial=0)) / max(1.0, float(np.abs(b).max(initial=0)))
+            for a, b in zip(found, exact, strict=True)
         )
 
     assert error(results(False, dtype)) <= (1e-10 if dtype == F64 else max(1e-5, 5 * error(results(True, dtype))))

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_compiled_scan import cells, run
 from test_plan import B, H, I, names, planned
+from tinyseq_numpy import NumpyBackend
 
 import tinyseq as ts
 from tinyseq.backend import Backend, CannotFuse
@@ -21,7 +22,6 @@ from tinyseq.compiler.fuse import fuse
 from tinyseq.compiler.interpret import interpreted
 from tinyseq.compiler.loop import Plan, Step
 from tinyseq.graph import Equation, Var
-from tinyseq_numpy import NumpyBackend
 
 scans = sys.modules["tinyseq.compiler.scan"]
 NAMES = {"matmul", "sum", "tanh", "add", "mul", "sub", "sigmoid", "getitem", "concatenate"}
@@ -77,7 +77,7 @@ def test_an_lstms_products_and_sums_join_its_loops() -> None:
 
 
 def test_what_the_backend_does_not_take_stays_where_it_was() -> None:
-    forward, same, backward, partly = lstm_plans(lambda e, stacked: e.primitive.name != "matmul")
+    forward, same, _, partly = lstm_plans(lambda e, stacked: e.primitive.name != "matmul")
     assert same is forward
     assert names(partly.after) == {"matmul": 1}
     assert [total.kind for total in partly.step.sums].count("rows") == 1

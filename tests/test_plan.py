@@ -110,7 +110,10 @@ class TestLSTM:
         assert names(plan.after)["matmul"] == 1  # those of the inputs
         # The gradients of both matrices are one product each, over all rows of all steps; the biases' are sums.
         assert Counter(total.kind for total in plan.totals)["product"] == 2
-        assert {total.var.shape for total in plan.totals if total.kind == "product"} == {(4 * H, I), (4 * H, H)}  # as the weights lie
+        assert {total.var.shape for total in plan.totals if total.kind == "product"} == {
+            (4 * H, I),
+            (4 * H, H),
+        }  # as the weights lie
 
     def test_what_is_kept(self) -> None:
         """The gates; the state is there anyway, and nothing that took a product or a gate's function is done again."""

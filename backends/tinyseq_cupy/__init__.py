@@ -79,14 +79,13 @@ class CupyBackend(Backend):
         return host
 
     def compile_loop(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array], list[Array]]]:
-        """The step as CUDA kernels for the current device; operation by operation where there is no code for one."""
+        """The step as CUDA kernels; operation by operation where there is no code for one."""
         from tinyseq.compiler import debug
-        from tinyseq_cupy.loop.cuda import current_machine
+        from tinyseq_cupy.loop.cuda import DeviceLoops
         from tinyseq_cupy.loop.plan import Unsupported
-        from tinyseq_cupy.loop.run import compile_loop
 
         try:
-            return compile_loop(step, current_machine())
+            return DeviceLoops(step)
         except Unsupported as reason:
             debug.show("time", f"fell back to one operation at a time: there is no code for {reason}")
             _say_once(str(reason))

@@ -31,10 +31,8 @@ def fuse(plan: Plan, asked: Iterable[Var], fuses: Fuses) -> Plan:
     asked = set(asked)
     first = _suffix(plan, fuses)
     # Values of the plan, by the names that they have within the step.
-    inner: dict[Var, Operand] = {}
-    for v, x in zip((*plan.new_carry, *plan.written), plan.step.graph.outputs, strict=True):
-        if isinstance(v, Var):
-            inner[v] = x
+    values = zip((*plan.new_carry, *plan.written), plan.step.graph.outputs, strict=True)
+    inner: dict[Var, Operand] = {v: x for v, x in values if isinstance(v, Var)}
     last = _prefix(plan, fuses)
     made_after = {e.output: e for e in plan.after}
     left = {v for v in made_after if v not in last}  # made outside
@@ -42,11 +40,11 @@ def fuse(plan: Plan, asked: Iterable[Var], fuses: Fuses) -> Plan:
     sums: list[Total] = []
     totals: list[Total] = []
     for total in plan.totals:
-        mine = _within(total, made_after, left, plan.stacked)
-        if mine is None:
+        grown = _within(total, made_after, left, plan.stacked)
+        if grown is None:
             totals.append(total)
         else:
-            sums.append(mine)
+            sums.append(grown)
     read = asked | {v for t in totals for v in t.inputs or (t.var,)}
     outside: list[Equation] = []
     inside: list[Equation] = []

@@ -267,10 +267,10 @@ class Plan:
             lines.append(
                 f"of it {self.step.before} equations before and {self.step.after} after the loop, some steps at a time"
             )
-        for total in self.step.sums:
-            lines.append(
-                f"summed in the loop: {names[total.var]} ({total.kind} of {', '.join(names[v] for v in total.inputs)})"
-            )
+        lines += [
+            f"summed in the loop: {names[total.var]} ({total.kind} of {', '.join(names[v] for v in total.inputs)})"
+            for total in self.step.sums
+        ]
         lines += part("after", self.after)
         for total in self.totals:
             inputs = ", ".join(names[v] for v in total.inputs or (total.var,))
@@ -305,7 +305,7 @@ def _plan(
     stacks: Iterable[Var],
     closed: Iterable[Var],
     outputs: Iterable[Var],
-    sums: Iterable[Var] = (),
+    sums: Sequence[Var] = (),
 ) -> Plan:
     """Split straight-line equations by time.
 
@@ -486,8 +486,8 @@ def _only_used(graph: Graph) -> tuple[Var, ...]:
 def kept_of(body: Body, backward: Sequence[Equation], forward: Sequence[Equation]) -> tuple[list[Var], list[Equation]]:
     """What the backward pass needs of the forward one: the values to keep, and the equations to run again.
 
-    Arithmetic is run again, for it takes less time than to write a value and read it, and so is any elementwise work whose inputs are at hand anyway; the results of products,
-    reductions and costly functions are kept.
+    Arithmetic is run again, for it takes less time than to write a value and read it, and so is any elementwise work whose
+    inputs are at hand anyway; the results of products, reductions and costly functions are kept.
     """
     made = {e.output: e for e in forward}
     carried = {v for v in body.new_carry if isinstance(v, Var)}

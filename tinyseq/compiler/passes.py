@@ -158,7 +158,8 @@ def _plain_columns(e: Equation, made: dict[Var, Equation], emit: Emit) -> Operan
     """
     (x,), key, name, out = e.inputs, e.params["key"], e.primitive.name, e.output
     whole = x if name == "getitem" else out
-    assert isinstance(x, Var) and isinstance(whole, Var)
+    assert isinstance(x, Var)
+    assert isinstance(whole, Var)
     forward = all(k is None or k is Ellipsis or (isinstance(k, slice) and k.step in (None, 1)) for k in key)
     if forward and any(k is None for k in key) and math.prod(x.shape) == math.prod(out.shape):
         return _noted(made, emit, "reshape", x, shape=out.shape)

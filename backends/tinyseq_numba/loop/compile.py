@@ -29,7 +29,7 @@ COMMON = tuple(kind for kind in KINDS if kind not in OWN)
 CHUNK = 192  # rows, over some steps, that go through what stands around the loop at a time: their values stay in the cache
 
 
-def compile_step(step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array]]]:
+def compile_step(step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array], list[Array]]]:
     """The step as a loop on NumPy arrays.
 
     Raises:
@@ -183,8 +183,8 @@ def _sum(total: Total, shares: Array) -> Array:
 
 
 def _address(array: Array) -> int:
-    """Where an array begins. The way through a buffer takes a fifth of the time, and is for contiguous ones that can be written."""
+    """Where an array begins. A contiguous array that can be written tells it in a fifth of the time through its buffer."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return int(array.ctypes.data)

@@ -365,7 +365,7 @@ class _Writer:
         equations: Sequence[Equation],
         copies: Sequence[tuple[Var, Place]],
         scalars: dict[Var, Any],
-        divisors: Mapping[Operand, tuple[Any, Any]] = MappingProxyType({}),
+        divisors: Mapping[Any, tuple[Any, Any]] = MappingProxyType({}),
     ) -> dict[Var, Any]:
         """Some columns of a row: load what comes from memory, compute, store what is wanted."""
         v = Vectors(self.b, lanes)

@@ -211,7 +211,7 @@ def _define_tile(module: ir.Module, dtype: np.dtype[Any], size: int, outer: bool
 
 
 def define_outer(module: ir.Module, dtype: np.dtype[Any]) -> ir.Function:
-    """``outer(R, S, M, A, a_row, a_step, N, B, b_row, b_step, left, right, C, ldc)``: C[M, N] += A.T @ B over R rows of S steps.
+    """``outer(R, S, M, A, a_row, a_step, N, B, b_row, b_step, left, right, C, ldc)``: C[M, N] += A.T @ B over R rows of S steps
 
     A and B are pointers to the first row of the first step, then come the distances between rows and between steps.
     ``left`` and ``right`` have room for the panels of as many rows as are taken at a time: DEPTH, or R if that is more. C
