@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import SIZE, example_parser, parameters, rising_then_falling, run_example, train
+from shared import SIZE, example_parser, parameters, rising_then_falling, run_example, train
 
 import tinyseq as ts
 from tinyseq.console import Parser, UsageError, number

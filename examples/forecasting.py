@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import SIZE, data_folder, example_parser, run_example, train
+from shared import SIZE, data_folder, example_parser, run_example, train
 
 import tinyseq as ts
 from tinyseq.console import Parser, number
