@@ -442,6 +442,7 @@ def command(
         help=f"seconds for a peer's turns: a slow one has fewer, at least {LEAST_PAIRS}",
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--blas-threads", type=int, help="threads of OpenBLAS in each process (default: as --threads)")
     parser.add_argument("--tolerance", type=float, default=2e-5, help="largest relative difference of the results")
     parser.add_argument("--quick", action="store_true", help="few pairs, and few cases where there are many: a try-out")
     parser.add_argument("--write", nargs="?", const=RESULTS, type=Path, help="write the report (JSON, Markdown) here")
@@ -456,7 +457,10 @@ def command(
 
 def environment(args: argparse.Namespace) -> dict[str, str]:
     """The variables of a worker. A BLAS reads them once, when it is loaded, so they have to be there from its start."""
-    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(args.threads)), "TINYSEQ_BACKEND": args.backend}
+    threads = dict.fromkeys(THREAD_VARIABLES, str(args.threads))
+    if args.blas_threads is not None:
+        threads["OPENBLAS_NUM_THREADS"] = str(args.blas_threads)
+    return {**os.environ, **threads, "TINYSEQ_BACKEND": args.backend}
 
 
 def told(script: str, python: str, words: Sequence[object], variables: Mapping[str, str]) -> Any:

@@ -283,13 +283,16 @@ def report(series: Series, found: Forecasts, seconds: float) -> None:
 
 def draw_forecast(axes: Any, series: Series, found: Forecasts, chosen: np.ndarray) -> None:
     """The forecasts at some of the tested steps, each made ``ahead`` steps before, and what came."""
-    places = found.places[chosen]
-    times, last = series.times[places], series.target[places - series.ahead]
-    levels = last[:, None] + found.quantiles[chosen]
+    tested = found.places[chosen]
+    places = np.arange(tested[0], tested[-1] + 1)
+    times = series.times[places]
+    levels, came = np.full((len(places), len(QUANTILES)), np.nan), np.full(len(places), np.nan)  # gaps stay gaps
+    levels[tested - places[0]] = series.target[tested - series.ahead, None] + found.quantiles[chosen]
+    came[tested - places[0]] = series.target[tested]
     axes.fill_between(times, levels[:, 0], levels[:, -1], color="C0", alpha=0.18, linewidth=0, label="9 of 10")
     axes.fill_between(times, levels[:, 1], levels[:, -2], color="C0", alpha=0.35, linewidth=0, label="half")
     axes.plot(times, levels[:, MIDDLE], color="C0", linewidth=1.2, label="forecast")
-    axes.plot(times, series.target[places], color="black", linewidth=1.0, label="what came")
+    axes.plot(times, came, color="black", linewidth=1.0, label="what came")
     axes.set(ylabel="°C", title=series.title)
 
 

@@ -226,9 +226,10 @@ def run_layer(layer: Any, x: ts.Tensor, state: Any, dtype: Any, **options: Any) 
 
 
 def assert_loop_is_the_definition(layer: Any, rng: np.random.Generator, dtype: Any = F64, **options: Any) -> None:
-    """To the last bits in float64. In float32 no further from that than the definition itself is, where that is far.
+    """To the last bits in float64, and to 1e-5 in float32.
 
-    Layer norm over few units divides by small deviations and makes much of rounding.
+    Layer norm over few units divides by small deviations and makes much of rounding: there float32 may be as far from float64
+    as a few times what the definition's own rounding makes.
     """
     depth = layer.num_layers * (1 + layer.bidirectional)
     drawn = draw(rng, T, B, I), a_state(layer, rng, depth, B)
@@ -248,7 +249,8 @@ def assert_loop_is_the_definition(layer: Any, rng: np.random.Generator, dtype: A
             for a, b in zip(found, exact, strict=True)
         )
 
-    assert error(results(False, dtype)) <= (1e-10 if dtype == F64 else max(1e-5, 5 * error(results(True, dtype))))
+    own = error(results(True, dtype)) if layer.layer_norm and dtype != F64 else 0.0
+    assert error(results(False, dtype)) <= (1e-10 if dtype == F64 else max(1e-5, 5 * own))
 
 
 NOISE = {"recurrent_dropout": 0.3, "zoneout": 0.2}

@@ -672,10 +672,11 @@ def test_it_compiles_without_spilling(cell: str, direction: str, driver: str) ->
 )
 @pytest.mark.parametrize(("cell", "direction"), EACH)
 def test_every_cell_compiles_without_spilling(
-    cell: str, direction: str, architecture: str, driver: str, size: int, batch: int
+    request: pytest.FixtureRequest, cell: str, direction: str, architecture: str, driver: str, size: int, batch: int
 ) -> None:
     if (cell, direction, architecture, driver) == ("layer_norm_lstm", "backward", "sm_90", "streamed"):
-        pytest.xfail("what the backward step computes again takes a few registers more than there are")
+        reason = "what the backward step computes again takes a few registers more than there are"
+        request.applymarker(pytest.mark.xfail(reason=reason, raises=AssertionError))
     check_that_it_compiles(cell, direction, size, batch, architecture, driver)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import test_compiled_scan as cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strict_backend import StrictBackend
@@ -83,44 +84,25 @@ def same(actual: list[Any], wanted: list[Any], tolerance: float = 1e-10) -> None
 # --- made-up functions ------------------------------------------------------------------------------------------------
 
 # A function is a list of instructions on a pool of (..., N, W) values, which begins with its two inputs.
+# The operations of test_compiled_scan's cells, and more.
 UNARY: dict[str, Callable[[Any], Any]] = {
-    "tanh": ts.tanh,
-    "sigmoid": ts.sigmoid,
-    "relu": lambda a: (a + 0.05).relu(),
-    "exp": lambda a: ts.exp(ts.tanh(a)),
-    "log": lambda a: ts.log(a * a + 1.5),
-    "sqrt": lambda a: ts.sqrt(a * a + 0.5),
-    "sin": ts.sin,
-    "cube": lambda a: ts.tanh(a) ** 3,
+    **cells.UNARY,
     "gelu": F.gelu,
     "gelu tanh": lambda a: F.gelu(a, True),
     "softplus": F.softplus,
-    "softmax": ts.softmax,
     "log softmax": F.log_softmax,
-    "norm": F.layer_norm,
-    "largest": lambda a: a / (1 + a.max(-1, keepdims=True) ** 2),
     "column largest": lambda a: a - a.max(0, keepdims=True),
     "column mean": lambda a: a - a.mean(0, keepdims=True),
     "mean": lambda a: a - a.mean(),
     "rms": lambda a: a / ((a * a).mean(-1) + 1).sqrt()[..., None],
-    "clip": lambda a: a.clip(-0.731, 0.617),
-    "turned": lambda a: F.roll(a, 1, -1),
-    "halves": lambda a: ts.concatenate([part.tanh() for part in F.chunk(a, 2, -1)], -1),
     "flat": lambda a: (a.reshape(-1) * 0.7).reshape(a.shape),
     "transposed": lambda a: (a.transpose() * 0.7).transpose(),
-    "detached": lambda a: a + ts.tanh(a).detach(),
     "float32": lambda a: a.astype(F32).astype(a.dtype) if a.dtype == F32 else a * 1.0,
     "rounded": lambda a: a + ts.floor(a * 3).detach() * 0.1,
     "whole": lambda a: a * (a > 0).astype(np.int64).sum(-1, keepdims=True).astype(a.dtype),
 }
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: ts.tanh(a) * b,
-    "div": lambda a, b: a / (b * b + 1.5),
-    "maximum": ts.maximum,
-    "where": lambda a, b: ts.where(a > 0.123, a, b),
-    "gate": lambda a, b: ts.sigmoid(a) * b + (1 - ts.sigmoid(a)) * a,
+    **cells.BINARY,
     "row": lambda a, b: a * b.sum(-1, keepdims=True).tanh(),
     "column": lambda a, b: a * b.mean(0).tanh(),
     "total": lambda a, b: a * b.mean().tanh(),

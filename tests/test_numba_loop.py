@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ pytest.importorskip("numba")
 import tinyseq_numba
 from tinyseq_numba import machine
 from tinyseq_numba.loop import compile as loops
+from tinyseq_numba.loop import memory
 from tinyseq_numba.loop.compile import pack
 from tinyseq_numba.loop.product import packed_shape, panel_of
+from tinyseq_numba.threads import together
 
 EXACT = {
     "exp": np.exp,
@@ -148,3 +151,102 @@ def test_packed_weights_hold_every_column(dtype: type) -> None:
             whole = np.concatenate(list(packed), axis=1)
             np.testing.assert_array_equal(whole[:, :columns], plain)
             assert not whole[:, columns:].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_division_by_one_number_a_row(dtype: type) -> None:
+    """Within two units in the last place of the quotient for every size of both, and as IEEE says at the ends."""
+    kind = np.finfo(dtype)
+    ends = [0.0, -0.0, np.inf, -np.inf, np.nan, kind.max, kind.max / 3, kind.tiny, 3.3 * kind.tiny, kind.smallest_subnormal]
+    spread = np.geomspace(kind.tiny, kind.max / 2, 41) * np.resize([1, -1], 41)
+    numbers = np.array([*ends, *(spread * 1.37)], dtype)
+    x, y = np.tile(numbers, (len(numbers), 1)), numbers[:, None]
+
+    def step(c: Any, pair: Any) -> Any:
+        quotient = ts.where(c > 1, c, pair[0] / pair[1])  # of the carry too, so that it is computed in the loop
+        return c * 0.5, quotient
+
+    _, quotients = ts.scan(step, ts.zeros(x.shape, dtype), (ts.tensor(x[None]), ts.tensor(y[None])))
+    with np.errstate(all="ignore"):
+        wanted, found = x / y, quotients.numpy()[0]
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
+        np.testing.assert_array_equal(np.isinf(found), np.isinf(wanted))
+        np.testing.assert_array_equal(np.signbit(found), np.signbit(wanted), err_msg="sign")
+        finite = np.isfinite(wanted)
+        assert (np.abs(found - wanted)[finite] <= 2 * np.spacing(np.abs(wanted[finite]))).all()
+
+
+def test_columns_cut_in_any_way_stay_in_machine_code() -> None:
+    ts.manual_seed(1)
+    w = ts.random.randn((6, 7)).astype(np.float64).requires_grad_()
+    xs = ts.random.randn((5, 4, 7)).astype(np.float64).requires_grad_()
+
+    def step(h: Any, x: Any) -> Any:
+        z = h @ w + x
+        h = ts.tanh(z[:, :-1]) * ts.sigmoid(z[:, -1]).unsqueeze(1) + z[..., 2][:, None] * 0.1
+        return h, h
+
+    found = []
+    for unroll in (True, False):
+        w.grad = xs.grad = None
+        _, ys = ts.scan(step, ts.zeros((4, 6), np.float64), xs, unroll=unroll)
+        (ys * ys).sum().backward()
+        assert w.grad is not None
+        assert xs.grad is not None
+        found.append([ys.numpy(), w.grad.numpy(), xs.grad.numpy()])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-11, atol=1e-13)
+
+
+# --- memory and threads -----------------------------------------------------------------------------------------------
+
+
+def where(array: np.ndarray[Any, Any]) -> int:
+    return int(array.ctypes.data)
+
+
+def test_memory_is_used_again_when_the_last_array_on_it_is_gone() -> None:
+    shape, kind = (77, 33, 11), np.dtype(np.float32)
+    first = memory.empty(shape, kind)
+    assert (first.shape, first.dtype, where(first) % 64) == (shape, kind, 0)
+    first[:] = 1
+    place, part = where(first), first[3:, ::2]
+    del first
+    other = memory.empty(shape, kind)
+    assert where(other) != place  # a part of it is still in use
+    other[:] = 2
+    assert (part == 1).all()
+    del part
+    assert where(memory.empty(shape, kind)) == place
+
+
+def test_memory_that_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_free", {})
+    monkeypatch.setattr(memory, "_held", [0])
+    monkeypatch.setattr(memory, "LIMIT", 1_000_000)
+    arrays = [memory.empty((200_000,), np.dtype(np.float32)) for _ in range(4)]
+    arrays.clear()
+    assert 0 < memory._held[0] <= 1_000_000
+    assert memory._held[0] == sum(a.nbytes for waiting in memory._free.values() for a in waiting)
+    memory.empty((225_000,), np.dtype(np.float32))  # of another size: what waits makes room
+    assert memory._held[0] <= 1_000_000
+
+
+def test_an_error_and_an_interruption_wait_for_all_shares() -> None:
+    ended = []
+
+    def work(share: int) -> None:
+        if share == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+        ended.append(share)
+        if share == 2:
+            raise ValueError("share 2")
+
+    with pytest.raises(KeyboardInterrupt):
+        together(work, [(0,), (1,)])
+    assert ended == [1]
+    with pytest.raises(ValueError, match="share 2"):
+        together(work, [(3,), (2,)])
+    together(work, [(4,), (5,)])  # the thread goes on
+    assert sorted(ended) == [1, 2, 3, 4, 5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,6 +145,60 @@ def test_second_derivatives_reach_what_the_step_derives_from_parameters(backend:
         w.grad = h.grad = xs.grad = None
         sum(((g * g).sum() for g in first), start=ts.tensor(0.0, ts.float64)).backward()
         return [x.numpy() for x in (*first, w.grad, h.grad, xs.grad)]
+
+    for one, other in zip(gradient_of_gradient(False), gradient_of_gradient(True), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_who_waits_for_the_gradient_of_a_transposed_weight_gets_it(backend: Any, when: str) -> None:
+    """The loop reads the weight as it lies in memory; the transpose keeps its place on the tape."""
+    found = []
+    for unroll in (True, False):
+        ts.manual_seed(3)
+        w, h, xs = leaf(E, E), leaf(B, E), leaf(4, B, E)
+        turned, seen = w.T, []
+        if when == "before":
+            turned.register_hook(seen.append)
+        last, _ = ts.scan(lambda h, x, turned=turned: (ts.tanh(h @ turned + x), None), h, xs, unroll=unroll)
+        if when == "after":
+            turned.register_hook(seen.append)
+            turned.retain_grad()
+        last.sum().backward()
+        assert len(seen) == 1
+        if when == "after":
+            np.testing.assert_array_equal(turned.grad.numpy(), seen[0].numpy())
+        np.testing.assert_array_equal(w.grad.numpy(), seen[0].numpy().T)
+        found.append(w.grad.numpy())
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-11)
+
+
+def test_a_transposed_value_of_the_outer_step_in_an_inner_one(backend: Any) -> None:
+    xs, h = leaf(3, E, E), leaf(E, E)
+
+    def outer(h: Any, x: Any) -> Any:
+        turned = x.T
+        h, _ = ts.scan(lambda c, z: (ts.tanh(c @ turned + z), None), h, 0.1 * ts.ones((2, E, E), ts.float64))
+        return h, h.sum()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a scan runs on the slower NumPy loop")
+        both_ways(outer, h, xs, [xs, h])
+
+
+def test_second_derivatives_where_differentiation_brings_constants_of_its_own(backend: Any) -> None:
+    """A carry that the step does not read has a gradient of zeros, which the graph of the step alone does not know."""
+    ts.manual_seed(6)
+    h, xs, w = leaf(B, E), leaf(3, B, E), leaf(E, E)
+
+    def gradient_of_gradient(unroll: bool) -> list[Any]:
+        xs.grad = w.grad = None
+        last, ys = ts.scan(lambda h, x: (ts.tanh(x @ w.T), x * x), h, xs, unroll=unroll)
+        ((last**2).sum() + ys.sum()).backward(create_graph=True)
+        first = [xs.grad, w.grad]
+        xs.grad = w.grad = None
+        sum(((g * g).sum() for g in first), start=ts.tensor(0.0, ts.float64)).backward()
+        return [x.numpy() for x in (*first, xs.grad, w.grad)]
 
     for one, other in zip(gradient_of_gradient(False), gradient_of_gradient(True), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)

@@ -24,14 +24,18 @@ class _Worker:
     """A thread that does one call after the other."""
 
     def __init__(self, name: str) -> None:
-        self.calls: SimpleQueue[tuple[Callable[..., None], Sequence[Any], SimpleQueue[None]]] = SimpleQueue()
+        self.calls: SimpleQueue[tuple[Callable[..., None], Sequence[Any], SimpleQueue[Exception | None]]] = SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def _work(self) -> None:
         while True:
             function, arguments, done = self.calls.get()
-            function(*arguments)
-            done.put(None)
+            try:
+                function(*arguments)
+            except Exception as error:
+                done.put(error)
+            else:
+                done.put(None)
 
 
 @cache
@@ -41,10 +45,24 @@ def _worker(number: int, process: int) -> _Worker:
 
 
 def together(function: Callable[..., None], shares: Sequence[Sequence[Any]]) -> None:
-    """Call machine code with each share's arguments, the first in this thread, and return when all are done."""
-    done: SimpleQueue[None] = SimpleQueue()
+    """Call machine code with each share's arguments, the first in this thread, and return when all are done.
+
+    Also when it is interrupted: the others write into arrays that would be gone.
+    """
+    done: SimpleQueue[Exception | None] = SimpleQueue()
     for number, arguments in enumerate(shares[1:]):
         _worker(number, os.getpid()).calls.put((function, arguments, done))
-    function(*shares[0])
-    for _ in shares[1:]:
-        done.get()
+    stopped: BaseException | None = None
+    try:
+        function(*shares[0])
+    except BaseException as error:
+        stopped = error
+    left = len(shares) - 1
+    while left:
+        try:
+            stopped = done.get() or stopped
+            left -= 1
+        except KeyboardInterrupt as interrupt:
+            stopped = interrupt
+    if stopped is not None:
+        raise stopped

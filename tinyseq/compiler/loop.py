@@ -18,14 +18,16 @@ from functools import cached_property, partial
 from typing import Any
 
 from tinyseq import mode
+from tinyseq.abstract import Abstract
 from tinyseq.array_api import INDEX
 from tinyseq.compiler.passes import ARITHMETIC, ELEMENTWISE, merge_products, narrow, simplify, split_columns
 from tinyseq.compiler.trace import Trace, Traced, graph_of
 from tinyseq.graph import Equation, Graph, Names, Operand, Var
-from tinyseq.tape import walk
+from tinyseq.primitives import TABLE
+from tinyseq.tape import Leaf, Node, walk
 from tinyseq.tensor import Tensor, as_tensor, recorded
 
-__all__ = ["Body", "Opened", "Plan", "Program", "Step", "Total", "differentiate", "lifted", "open_body", "program"]
+__all__ = ["TURN", "Body", "Opened", "Plan", "Program", "Step", "Total", "differentiate", "lifted", "open_body", "program"]
 
 FlatStep = Callable[..., tuple[Sequence[Any], Sequence[Any]]]
 
@@ -88,6 +90,38 @@ class Body:
         return self.joint.outputs[len(self.joint.outputs) - len(self.watched) :]
 
 
+TURN = {"axes": (-1, -2)}
+
+
+class _Step(Trace):
+    """A trace that takes a transposed tensor as what it is the transpose of, and transposes it inside.
+
+    A weight's gradient then comes out as the weight lies in memory, and need not be copied.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turned: dict[Any, Tensor] = {}
+
+    def inside(self, x: Tensor) -> Tensor:
+        node = x.node
+        if (
+            isinstance(x.data, Abstract)
+            or not isinstance(node, Node)
+            or node.primitive.name != "permute"
+            or node.params != TURN
+        ):
+            return super().inside(x)
+        key = (id(x.data), node)
+        if key not in self.turned:
+            (parent,) = node.parents
+            *batch, rows, columns = x.shape
+            inner = self.new((*batch, columns, rows), x.dtype, parent.name if isinstance(parent, Leaf) else None)
+            self.closed[key] = (x, inner)
+            self.turned[key] = self.apply(TABLE["permute"], (inner,), TURN)
+        return self.turned[key]
+
+
 @dataclass(frozen=True)
 class Opened:
     """A traced body, not yet differentiated.
@@ -101,14 +135,20 @@ class Opened:
     arguments: list[Tensor]
     outputs: list[Tensor]
 
-    @property
+    @cached_property
     def closed(self) -> tuple[Tensor, ...]:
-        """What was closed over."""
+        """What was closed over; differentiation may close over more."""
         return tuple([outer for outer, _ in self.tracer.closed.values()])
 
     @cached_property
+    def turned(self) -> tuple[bool, ...]:
+        """Which of these the graph takes transposed."""
+        known = self.tracer.turned if isinstance(self.tracer, _Step) else {}
+        return tuple([key in known for key in self.tracer.closed][: len(self.closed)])
+
+    @cached_property
     def traced(self) -> Traced:
-        """The graph, and what was closed over."""
+        """The graph, and what was closed over; asked for before differentiation."""
         return graph_of(self.tracer, self.arguments, self.outputs)
 
     def key(self) -> Any:
@@ -124,7 +164,7 @@ def open_body(step: FlatStep, carry: Sequence[Any], xs: Sequence[Any]) -> Opened
         carry: shape and dtype of each part of the carry.
         xs: shape and dtype of each part of one step's input.
     """
-    tracer = Trace()
+    tracer = _Step()
     arguments = [tracer.new(x.shape, x.dtype) for x in (*carry, *xs)]
     with mode.changed(recording=True, tracing=True):
         after, ys = step(*arguments)
@@ -143,9 +183,9 @@ def differentiate(opened: Opened, carries: int, wanted: Sequence[bool], watch: b
         watch: hand out the squared gradient of the state that each step leaves.
     """
     tracer, arguments, outputs = opened.tracer, opened.arguments, opened.outputs
+    plain = opened.traced
     if not any(wanted):
-        graph = simplify(opened.traced.graph)
-        return Body(graph, carries, len(arguments) - carries, len(outputs) - carries, opened.traced.closed)
+        return Body(simplify(plain.graph), carries, len(arguments) - carries, len(outputs) - carries, plain.closed)
     closed_before = [inner for _, inner in tracer.closed.values()]
     with mode.changed(recording=True, tracing=True):
         cotangents = [tracer.new(y.shape, y.dtype) for y in outputs]

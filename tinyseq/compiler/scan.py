@@ -10,12 +10,12 @@ from tinyseq import mode
 from tinyseq.abstract import Abstract
 from tinyseq.backend import Backend
 from tinyseq.compiler.checkpoint import Checkpointed
-from tinyseq.compiler.loop import FlatStep, Opened, differentiate, open_body, program
+from tinyseq.compiler.loop import TURN, FlatStep, Opened, differentiate, open_body, program
 from tinyseq.compiler.run import Runner
 from tinyseq.flow import Entry, watch
 from tinyseq.functions import stack
 from tinyseq.graph import Var
-from tinyseq.primitives import Primitive
+from tinyseq.primitives import TABLE, Primitive
 from tinyseq.tape import Node, walk
 from tinyseq.tensor import Tensor, apply, as_tensor, link, outputs_of, recorded
 
@@ -59,7 +59,7 @@ def compiled_scan(
     """
     backend = (*carry, *xs)[0].backend
     opened = open_body(step, carry, [_Slice(x) for x in xs])
-    outside = opened.closed
+    outside, turned = opened.closed, opened.turned
     if traced(outside):  # a scan inside a step that reads what is traced there
         return unrolled(list(carry), list(xs))
     inputs = (*carry, *xs, *outside)
@@ -73,7 +73,8 @@ def compiled_scan(
         runner = Checkpointed(light, full, every)
     # Differentiation may have met constants of its own; they follow what the body closed over.
     constants = runner.program.body.closed[len(outside) :]
-    closed = [x.data for x in (*outside, *constants)]
+    as_they_lie = [backend.ops.permute(x.data, **TURN) if t else x.data for x, t in zip(outside, turned, strict=True)]
+    closed = [*as_they_lie, *(x.data for x in constants)]
     last, ys, kept = runner.forward([x.data for x in carry], [x.data for x in xs], closed, steps, reverse)
     if not any(wanted):
         return [Tensor(a) for a in last], [Tensor(a) for a in ys]
@@ -119,6 +120,9 @@ def _scan_vjp(F: Any, g: list[Any], inputs: tuple[Any, ...], node: Any) -> list[
     )
     for part, square in zip(body.watched, squares, strict=True):
         params["flow"].put(part, backend.to_numpy(square))
+    for i, turned in enumerate(params["opened"].turned, len(node.parents) - len(params["opened"].turned)):
+        if turned and gradients[i] is not None:
+            gradients[i] = backend.ops.permute(gradients[i], **TURN)
     return gradients[: len(node.parents)]
 
 
@@ -140,7 +144,9 @@ def _on_the_tape(
     params: dict[str, Any], carry: list[Tensor], stacks: list[Tensor], closed: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The traced step, run over time and recorded."""
-    graph, steps, reverse = params["opened"].traced.graph, params["steps"], params["reverse"]
+    opened, steps, reverse = params["opened"], params["steps"], params["reverse"]
+    graph = opened.traced.graph
+    closed = [apply(TABLE["permute"], (x,), TURN) if turned else x for x, turned in zip(closed, opened.turned, strict=True)]
     ys: list[list[Tensor]] = []
     squares: dict[int, Any] = {}
     for t in reversed(range(steps)) if reverse else range(steps):

@@ -42,7 +42,6 @@ class Trace(Tracer):
         self.ended = False
         self.host = current_backend()
         self.closed: dict[Any, tuple[Tensor, Tensor]] = {}
-        self.turned: dict[Any, Tensor] = {}
         self.nodes: list[Node] = []
         self.fused = {}
         self.ops = SimpleNamespace()
@@ -90,11 +89,6 @@ class Trace(Tracer):
             raise GraphError(LEFT)
         # The same array at another place on the tape is another tensor.
         key = (id(x.data), x.node)
-        if key in self.turned:
-            return self.turned[key]
-        if (whole := _transposed(x)) is not None:
-            self.turned[key] = self.apply(TABLE["permute"], (whole,), {"axes": (-1, -2)})
-            return self.turned[key]
         if key not in self.closed:
             name = x.name if isinstance(x.node, Leaf) else None
             self.closed[key] = (x, self.new(x.data.shape, canonical_dtype(x.data.dtype), name))
@@ -137,18 +131,6 @@ class Trace(Tracer):
             numbers[node] = len(numbers)
         types = tuple([(x.data.shape, x.data.dtype) for x in (*arguments, *(inner for _, inner in self.closed.values()))])
         return len(arguments), types, tuple(lines), tuple([numbers[y.node] for y in outputs])
-
-
-def _transposed(x: Tensor) -> Tensor | None:
-    """What a Tensor is the transpose of, if it is one and nobody waits for its own gradient.
-
-    Then the function closes over that, and the gradient of a weight comes out as the weight lies in memory.
-    """
-    node = x.node
-    if not isinstance(node, Node) or node.primitive.name != "permute" or node.params["axes"] != (-1, -2) or node.extra:
-        return None
-    (parent,) = node.parents
-    return None if parent is None else Tensor(x.backend.ops.permute(x.data, axes=(-1, -2)), parent)
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def _sum(total: Total, shares: Array) -> Array:
 
 
 def _address(array: Array) -> int:
-    """Where an array begins. A contiguous array that can be written tells it in a fifth of the time through its buffer."""
+    """Where an array begins. The way through a buffer, which contiguous arrays have that can be written, is the shorter one."""
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
 """Memory for the stacks that loops leave behind: aligned to cache lines, and used again when they are gone.
 
 A training step makes and drops the same arrays every time. The C library gives large ones back to the system, which
-clears each page again when it is next touched; that can take a fifth of a forward pass.
+clears each page again when it is next touched.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LIMIT", "aligned", "empty", "held"]
+__all__ = ["LIMIT", "aligned", "empty"]
 
 Array = np.ndarray[Any, Any]
 LINE = 64  # bytes of a cache line
@@ -40,11 +40,6 @@ class _Block:
             if _held[0] + size <= LIMIT:
                 _free.setdefault(size, []).append(self.buffer)
                 _held[0] += size
-
-
-def held() -> int:
-    """The bytes that wait to be used again."""
-    return _held[0]
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -207,7 +207,7 @@ class Vectors:
         return scale, self.b.fdiv(self.like(y, 1), self.b.fmul(y, scale))
 
     def divided(self, x: Value, scale: Value, factor: Value) -> Value:
-        """x / y, to within one and a half units in the last place: a product takes a fifth of a division's time."""
+        """x / y, to within one and a half units in the last place: a product takes less time than a division."""
         return self.b.fmul(self.b.fmul(x, self.spread(scale)), self.spread(factor))
 
     # Comparisons and logic
