@@ -29,7 +29,6 @@ def fuse(plan: Plan, asked: Iterable[Var], fuses: Fuses) -> Plan:
             that differ from step to step.
     """
     asked = set(asked)
-    first = _suffix(plan, fuses)
     # Values of the plan, by the names that they have within the step.
     values = zip((*plan.new_carry, *plan.written), plan.step.graph.outputs, strict=True)
     inner: dict[Var, Operand] = {v: x for v, x in values if isinstance(v, Var)}
@@ -48,8 +47,8 @@ def fuse(plan: Plan, asked: Iterable[Var], fuses: Fuses) -> Plan:
     read = asked | {v for t in totals for v in t.inputs or (t.var,)}
     outside: list[Equation] = []
     inside: list[Equation] = []
-    summed = {v for t in sums for v in t.inputs}
-    within: set[Var] = set(summed)
+    within = {v for t in sums for v in t.inputs}
+    first = _suffix(plan, fuses, {*plan.step.slices, *within})
     looped = {e.output for e in plan.step.graph.equations}
     for e in reversed(plan.after):
         mine = e.output in last and (e.output in within or (e.output in read and not is_view(e)))
@@ -94,17 +93,16 @@ def fuse(plan: Plan, asked: Iterable[Var], fuses: Fuses) -> Plan:
     )
 
 
-def _suffix(plan: Plan, fuses: Fuses) -> set[Var]:
-    """Of what comes before the loop, what the backend runs and nothing outside waits for."""
+def _suffix(plan: Plan, fuses: Fuses, read: set[Var]) -> set[Var]:
+    """Of what comes before the loop and is read there, what the backend runs and nothing outside waits for."""
     users: dict[Var, list[Equation]] = {}
     for e in plan.before:
         for v in e.vars:
             users.setdefault(v, []).append(e)
-    slices = set(plan.step.slices)
     found: set[Var] = set()
     for e in reversed(plan.before):
         later = users.get(e.output, [])
-        if (later or e.output in slices) and fuses(e, plan.stacked) and all(u.output in found for u in later):
+        if (later or e.output in read) and fuses(e, plan.stacked) and all(u.output in found for u in later):
             found.add(e.output)
     return found
 

@@ -37,6 +37,7 @@ __all__ = [
     "simplify",
     "split_columns",
     "split_products",
+    "split_sums",
 ]
 
 Emit = Callable[..., Var]
@@ -284,8 +285,7 @@ def narrow(graph: Graph) -> Graph:
     """Elementwise work on columns that are cut apart, or were put together, is done on each part by itself.
 
     ``sigmoid(z)[:, :H]`` is ``sigmoid(z[:, :H])``, and ``concatenate(a, b) * c`` is ``a * c[:, :H]`` beside
-    ``b * c[:, H:]``: so all the gates of a cell go through one pass over H columns, in registers. A sum over columns that
-    were put together is the sum of each part's.
+    ``b * c[:, H:]``: so all the gates of a cell go through one pass over H columns, in registers.
     """
     made: dict[Var, Equation] = {}
     cut: dict[tuple[Var, int, int], Var] = {}
@@ -337,11 +337,6 @@ def narrow(graph: Graph) -> Graph:
             if source in made and made[source].primitive.name in (*ELEMENTWISE, "concatenate", "broadcast_to"):
                 return columns(source, *span, source.shape[-1])
             return None
-        if name == "sum" and e.params["axis"] == (-1,):
-            whole = made.get(e.inputs[0])  # type: ignore[arg-type]
-            if whole is not None and _joins_columns(whole, whole.output.shape[-1]):
-                sums = [emitted("sum", part, **e.params) for part in whole.inputs]
-                return reduce(partial(emitted, "add"), sums)
         if name in ELEMENTWISE and out.shape and out.shape[-1] > 1:
             joined = next((made[x] for x in e.vars if x in made and _joins_columns(made[x], out.shape[-1])), None)
             if joined is not None:
@@ -363,6 +358,22 @@ def _joins_columns(e: Equation, width: int) -> bool:
         and e.output.shape[-1] == width
         and sum(map(bool, e.params["sizes"])) > 1
     )
+
+
+def split_sums(graph: Graph) -> Graph:
+    """A sum over columns that were put together is the sum of each part's: nobody has to put them together for it."""
+    made: dict[Var, Equation] = {}
+
+    def rule(e: Equation, emit: Emit) -> Operand | None:
+        made[e.output] = e
+        whole = made.get(e.inputs[0]) if isinstance(e.inputs[0], Var) else None
+        if whole is None or e.primitive.name != "sum" or e.params["axis"] != (-1,):
+            return None
+        if not _joins_columns(whole, whole.output.shape[-1]):
+            return None
+        return reduce(partial(emit, "add"), [emit("sum", part, **e.params) for part in whole.inputs])
+
+    return dead_code(rewrite(graph, rule))
 
 
 def split_products(graph: Graph) -> Graph:
@@ -473,6 +484,7 @@ SIMPLIFY = (
     common_subexpressions,
     join_slices,
     narrow,
+    split_sums,
     common_subexpressions,
     fold,
     dead_code,
