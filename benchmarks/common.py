@@ -341,7 +341,7 @@ def geometric_means(rows: Iterable[Row]) -> list[tuple[str, str, float, float | 
 # The report
 
 
-def machine(threads: int, flops: Sequence[float]) -> dict[str, Any]:
+def machine(threads: int, flops: Sequence[float], blas_threads: int | None = None) -> dict[str, Any]:
     blas = np.__config__.CONFIG["Build Dependencies"]["blas"]
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -349,7 +349,7 @@ def machine(threads: int, flops: Sequence[float]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
-        "blas": f"{blas['name']} {blas['version']}, OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'unset')}",
+        "blas": f"{blas['name']} {blas['version']}, {blas_threads or threads} thread(s), OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'unset')}",
         "gemm_gflops": [round(rate / 1e9, 1) for rate in flops],
     }
 
@@ -513,7 +513,9 @@ def measure(
     finally:
         for worker in workers:
             worker.close()
-    return Measured(rows, machine(args.threads, flops), {worker.peer: worker.versions for worker in present}, missing)
+    return Measured(
+        rows, machine(args.threads, flops, args.blas_threads), {worker.peer: worker.versions for worker in present}, missing
+    )
 
 
 def write(script: str, folder: Path, report: Mapping[str, Any], text: str) -> None:
