@@ -349,7 +349,10 @@ def machine(threads: int, flops: Sequence[float], blas_threads: int | None = Non
         "cores": os.cpu_count(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
-        "blas": f"{blas['name']} {blas['version']}, {blas_threads or threads} thread(s), OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'unset')}",
+        "blas": (
+            f"{blas['name']} {blas['version']}, {blas_threads or threads} thread(s), "
+            f"OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'unset')}"
+        ),
         "gemm_gflops": [round(rate / 1e9, 1) for rate in flops],
     }
 
