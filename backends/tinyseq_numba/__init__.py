@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 
 
 class NumbaBackend(NumpyBackend):
-    """NumPy arrays on the CPU, with functions compiled by Numba. BLAS products stay NumPy's.
+    """NumPy arrays on the CPU, with functions compiled by Numba. Large products are NumPy's BLAS on the loops' threads.
 
     Compiled code is kept on the disk, so that only the first run on a machine waits for the compiler.
 
@@ -87,8 +87,11 @@ class NumbaBackend(NumpyBackend):
         return compile_graph(graph, self)
 
     def overrides(self) -> dict[str, Callable[..., Any]]:
-        """NumPy's, and an embedding's scatter-add, for which NumPy takes many times as long."""
-        return {**super().overrides(), **_scatter_adds(super().overrides()["scatter_add_into"])}
+        """NumPy's, products on the loops' threads, and an embedding's scatter-add, for which NumPy takes many times as long."""
+        from tinyseq_numba.products import matmul
+
+        numpy = super().overrides()
+        return {**numpy, "matmul": matmul, **_scatter_adds(numpy["scatter_add_into"])}
 
     def elementwise(self, rule: Callable[..., Callable[..., tuple[Any, ...]]], **flags: Any) -> Callable[..., Any]:
         """Compiled to one pass over memory that writes in place, for float32 and float64."""
