@@ -24,6 +24,7 @@ from tinyseq.draw.colours import DARK, LIGHT
 from tinyseq.draw.diagram import Arrow, Box, Diagram, Facts, Group, visible
 from tinyseq.draw.html import _data, _embedded, page
 from tinyseq.draw.labels import bytes_label
+from tinyseq.mode import scope
 
 GOLDEN = Path(__file__).parent / "golden"
 WINDOW = (1200, 900)
@@ -247,7 +248,33 @@ def title_of(item: dict[str, Any]) -> tuple[float, float]:
     return item["rect"][0] + 5, item["rect"][1] + 9
 
 
-@pytest.mark.parametrize("diagram", [lstm(), unrolled(), nested(), chain(60)], ids=["lstm", "unrolled", "nested", "chain"])
+def stacked() -> Diagram:
+    """Two layers of two directions, of which one is open, with norms of gradients."""
+    ts.manual_seed(0)
+    layer, xs = ts.nn.GRU(3, 4, num_layers=2, bidirectional=True), ts.random.randn((10, 2, 3))
+    with ts.trace_gradients() as flow:
+        layer(xs)[0].sum().backward()
+    layer.zero_grad()
+    return ts.draw(layer(xs)[0].sum(), names=layer, gradients=flow).diagram
+
+
+def loops_in_columns() -> Diagram:
+    """A loop in each step of another."""
+    x = y = ts.tensor([1.0, 2.0], requires_grad=True)
+    for t in range(6):
+        with scope("step", t):
+            for k in range(4):
+                with scope("step", k):
+                    y = (y * x).tanh()
+            y = y.exp()
+    return ts.draw(y.sum(), names={"x": x}, time="unrolled", backward=False).diagram
+
+
+DIAGRAMS = {"lstm": lstm, "unrolled": unrolled, "nested": nested, "chain": lambda: chain(60)}
+DIAGRAMS |= {"stacked": stacked, "loops in columns": loops_in_columns}
+
+
+@pytest.mark.parametrize("diagram", [make() for make in DIAGRAMS.values()], ids=DIAGRAMS)
 def test_boxes_stand_apart_in_their_frames_and_lines_meet_only_their_ends(show: Any, diagram: Diagram) -> None:
     browser = show(diagram)
     browser.run("document.getElementById('fit').click()")
@@ -396,6 +423,44 @@ def test_the_strip_has_a_colour_for_each_step(show: Any) -> None:
     assert first[0][1] == "t = 0: 0.000001"
     assert second[0] == ["gradient nan", "t = 0: not a number"]
     assert second[1] == ["gradient zero", "t = 1: 0"]
+
+
+STRIPS = """
+return [...document.querySelectorAll("#view .over")].filter((over) => over.querySelector(".strip")).map((over) => {
+  const item = document.querySelector(`#view .item[data-key="${over.dataset.key}"]`);
+  const rect = (element) => { const r = element.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; };
+  const texts = [...item.querySelectorAll("text"), ...over.querySelectorAll("text")].map((t) => [t.textContent, rect(t)]);
+  const strips = [...over.querySelectorAll(".strip")].map((strip) => {
+    const cells = [...strip.querySelectorAll("rect")].map(rect);
+    return [cells[0][0], cells[0][1], cells.at(-1)[2], cells.at(-1)[3]];
+  });
+  return {id: item.dataset.id, rect: rect(item.querySelector(".shape")), texts, strips};
+});
+"""
+
+
+def test_strips_overlap_nothing_and_stay_when_what_is_around_them_closes(show: Any) -> None:
+    """Also those with long names, and several of one frame."""
+    flow = ("a.very.long.name.of.a.layer.in.a.model.0", (1.0,) * 9), ("h", (0.5, 1.0))
+    groups = (Group("m", "module", "M"), *(Group(f"l{k}", "loop", "loop", (), 0) for k in range(2)))
+    boxes = [Box(f"x{k}", "operation", "x", ("2×3 float32",), k + 1) for k in range(2)]
+    boxes += [Box(f"l{k}.flow", "flow", "flow", (), k + 1, Facts(flow=flow)) for k in range(2)]
+    boxes.append(Box("y", "output", "y", ("2×3 float32",)))
+    browser = show(Diagram(tuple(boxes), (Arrow(0, 1, "data"), Arrow(1, 4, "data")), groups))
+
+    def check(expected: dict[str, int]) -> None:
+        found = {entry["id"]: entry for entry in browser.run(STRIPS)}
+        assert {name: len(entry["strips"]) for name, entry in found.items()} == expected
+        for entry in found.values():
+            drawn = [*entry["strips"], *(rect for _, rect in entry["texts"])]
+            assert all(within(rect, entry["rect"]) for rect in drawn), entry
+            assert not any(overlap(a, b, 0.0) for a, b in combinations(drawn, 2)), entry
+
+    check({"l0": 2, "l1": 2})
+    browser.click(*title_of(next(item for item in browser.run(ITEMS) if item["id"] == "l0")))
+    check({"l0": 2, "l1": 2})
+    browser.run("document.getElementById('close').click()")
+    check({"m": 4})
 
 
 def test_open_all_and_close_all(show: Any) -> None:
@@ -628,21 +693,22 @@ def test_the_policy_forbids_the_network_and_foreign_scripts(show: Any, browser: 
 
 
 @pytest.mark.parametrize("count", [1, 2, 2000])
-def test_any_size_is_drawn_in_little_time(show: Any, count: int) -> None:
+def test_any_size_is_drawn(show: Any, count: int) -> None:
     browser = show(chain(count))
     assert browser.run("return document.querySelectorAll('#view .box').length") == count
-    milliseconds = browser.run("return performance.getEntriesByType('navigation')[0].domInteractive")
-    assert milliseconds < 10_000
     rects = browser.run(ITEMS)
     assert all(np.isfinite(item["rect"]).all() for item in rects)
     assert rects[0]["rect"][1] > 30  # the top is in the window
 
 
-def test_many_long_lines_are_drawn_in_little_time(show: Any) -> None:
-    """With a bend in each rank that they pass, these would have 400,000."""
+def test_many_long_lines_have_few_bends(show: Any) -> None:
+    """With one in each rank that they pass, these would have 400,000, and take minutes."""
     boxes, arrows, _ = (getattr(chain(2000), name) for name in ("boxes", "arrows", "groups"))
     browser = show(Diagram(boxes, arrows + tuple(Arrow(i, 1999, "data") for i in range(0, 1990, 5))))
-    assert browser.run("return performance.getEntriesByType('navigation')[0].domInteractive") < 10_000
+    bends = (
+        "return [...document.querySelectorAll('.line')].reduce((n, l) => n + l.getAttribute('d').match(/[MLCQ]/g).length, 0)"
+    )
+    assert browser.run(bends) < 100_000
     long = [edge for edge in browser.run(EDGES) if edge["to"] == "b1999"]
     assert len(long) == 399
     end = {(round(edge["points"][-1][0]), round(edge["points"][-1][1])) for edge in long}

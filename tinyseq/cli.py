@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--show", metavar="FACTS", help="some of shape,value,kept,seconds,gradient")
     draw.add_argument("--theme", choices=("light", "dark", "auto"), help="auto: an SVG that follows the reader's page [auto]")
     draw.add_argument("--legend", action=argparse.BooleanOptionalAction, help="what the colours mean")
-    draw.add_argument("--limit", type=int, metavar="N", help="boxes above which the picture folds [300]")
+    draw.add_argument("--limit", type=int, metavar="N", help="boxes above which the picture folds [300; loops 59]")
     draw.add_argument("--seconds", type=float, metavar="S", help="how long Graphviz may take [20]")
     return parser
 

@@ -95,6 +95,16 @@ def lstm_unrolled() -> Picture:
     return ts.draw(loss, names=layer, gradients=flow, level="modules", time="unrolled")
 
 
+def gru_stack() -> Picture:
+    """Two layers and two directions: of the four loops, which are alike, one is open; with the norms of their gradients."""
+    ts.manual_seed(0)
+    layer, xs = ts.nn.GRU(8, 16, num_layers=2, bidirectional=True), ts.random.randn((20, 4, 8))
+    with ts.trace_gradients() as flow:
+        (layer(xs)[1] ** 2).sum().backward()
+    layer.zero_grad()
+    return ts.draw((layer(xs)[1] ** 2).sum(), names=layer, gradients=flow, values=0)
+
+
 class LanguageModel(ts.nn.Module):
     """Tokens to scores of the next token, with an LSTM whose steps are recorded one by one."""
 
@@ -187,6 +197,7 @@ PICTURES: tuple[Callable[[], Picture], ...] = (
     lstm_step,
     lstm_folded,
     lstm_unrolled,
+    gru_stack,
     lstm_steps,
     encoder_decoder,
     split_before,

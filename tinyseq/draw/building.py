@@ -8,7 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from tinyseq.draw.diagram import LEAVES, Arrow, ArrowKind, Box, Diagram, Facts, Group
+from tinyseq.draw.closing import drawn, fitted
+from tinyseq.draw.diagram import FLOW, Arrow, ArrowKind, Box, Diagram, Facts, Group
+from tinyseq.draw.gathering import OPERATIONS, REPEATED, around_loops, bodies, by_loop, with_modules
 from tinyseq.draw.labels import (
     amount_label,
     array_label,
@@ -19,14 +21,13 @@ from tinyseq.draw.labels import (
     value_label,
 )
 from tinyseq.draw.reading import FEW
-from tinyseq.draw.record import Frame, Item, Record
+from tinyseq.draw.record import Item, Record
 
-__all__ = ["Flow", "Level", "build", "size"]
+__all__ = ["MANY", "Flow", "Level", "build", "least", "size"]
 
 Level = Literal["modules", "operations", "both"]
 Flow = Mapping[str, Sequence[float]]
-OPERATIONS = ("operation", "output", "backward")
-REPEATED = ("parameter", "constant")  # what is drawn once in each column that uses it
+MANY, FEW_IN_LOOPS = 300, 59  # the most boxes unless told otherwise: of any picture, and of one with folded loops
 
 
 def build(
@@ -39,6 +40,7 @@ def build(
     flow: Flow,
     coloured: bool,
     modules: Mapping[str, str],
+    limit: int | None,
 ) -> Diagram:
     """The diagram of a record.
 
@@ -51,8 +53,10 @@ def build(
         flow: the norms of dL/dh_t by the names of carries.
         coloured: whether arrows show the norms of gradients that a profile has noted.
         modules: the classes of the modules of a model by their dotted names, as far as they are known.
+        limit: with more boxes than this frames are closed; None: with more than 59 where loops are folded, twice as many
+            with the backward pass, and 300 elsewhere.
     """
-    return _Builder(record, level, open_loops, show, values, flow, coloured, modules).run()
+    return _Builder(record, level, open_loops, show, values, flow, coloured, modules, limit).run()
 
 
 def size(record: Record, level: Level) -> int:
@@ -69,6 +73,29 @@ def size(record: Record, level: Level) -> int:
     return len(extra) + sum(item.kind not in REPEATED for item in record.items)
 
 
+def least(record: Record, level: Level) -> int:
+    """About how many boxes a record needs if all frames are closed that can be.
+
+    A frame around everything stays open: if it has more frames in it than fit, a picture of its one box would say nothing.
+    """
+    columns = record.columns()
+    loops = any(frame.kind == "loop" for frame in record.frames)
+    found = set[object]()
+    second: dict[int, set[int]] = {}  # of each outermost frame those in it
+    for i, item in enumerate(record.items):
+        if item.kind in REPEATED:
+            continue  # where it is used
+        path = [f for f in record.path(item.frame) if level != "operations" or record.frames[f].kind != "module"]
+        if not path:
+            found.add("around the loops" if loops else ("item", i))
+        elif (column := columns[path[0]]) is not None and column[0] == path[-1]:
+            found.add(column[1])  # a step becomes no box, but what is in it does
+        else:
+            found.add(path[-1])
+            second.setdefault(path[-1], set()).update(path[-2:-1])
+    return max([len(found), *map(len, second.values())])
+
+
 @dataclass(slots=True, eq=False)
 class _Builder:
     record: Record
@@ -79,18 +106,33 @@ class _Builder:
     flow: Flow
     coloured: bool
     modules: Mapping[str, str]
+    limit: int | None
     # Known once the frames are in their last order:
     columns: Sequence[tuple[int, int] | None] = ()  # as of Record.columns()
     backward: Sequence[bool] = ()  # whether each item is on the way back
     _flow_of_loop: dict[int, list[str]] | None = None
 
     def run(self) -> Diagram:
-        record = self.record
         if self.level == "operations":
             self._without_modules()
         self._localise()
         closed = self._closed() if self.level == "modules" else set[int]()
+        diagram = self._diagram(closed)
+        limit = self.limit
+        if limit is None:
+            kinds = {group.kind for group in diagram.groups}
+            folded = "loop" in kinds and "step" not in kinds
+            limit = FEW_IN_LOOPS * (1 + any(self.backward)) if folded else MANY
+        if drawn(diagram) > limit:
+            optional = self._gathered()
+            diagram = fitted(self._diagram(closed), limit, optional)
+        return diagram
+
+    def _diagram(self, closed: set[int]) -> Diagram:
+        """The diagram as the record stands; the numbers of the frames that are closed change."""
+        record = self.record
         record.sort_frames(closed)
+        self._flow_of_loop = None
         self.columns = record.columns()
         self.backward = [self._is_backward(item) for item in record.items]
         used = {f for item in record.items for f in record.path(item.frame)}
@@ -123,70 +165,49 @@ class _Builder:
     def _closed(self) -> set[int]:
         """The frames that are closed at the level of modules; what a loop does without modules is put into one more."""
         record = self.record
-        has_modules, has_loops = set[int](), set[int]()
+        has_modules, has_loops = with_modules(record), set[int]()
         for frame in record.frames:
-            around = record.path(frame.parent)
-            if frame.kind == "module":
-                has_modules.update(around)
-            elif frame.kind == "loop":
-                has_loops.update(around)
+            if frame.kind == "loop":
+                has_loops.update(record.path(frame.parent))
         closed = {
             f
             for f, frame in enumerate(record.frames)
             if frame.kind == "module" and f not in has_modules and not (self.open_loops and f in has_loops)
         }
-        self._gather_around_loops()
-        inside: dict[int, list[Item]] = {}
+        closed.update(around_loops(record))
+        inside: Counter[int] = Counter(f for item in record.items for f in record.path(item.frame) if item.kind in OPERATIONS)
         for item in record.items:
-            if item.frame is not None and item.kind in (*OPERATIONS, *REPEATED):
-                inside.setdefault(item.frame, []).append(item)
-        for f, items in sorted(inside.items()):
-            frame = record.frames[f]
-            steps = frame.kind == "step" or (frame.kind == "loop" and frame.folded)
-            several = sum(item.kind in OPERATIONS for item in items) > 1
-            if frame.kind == "part" and f not in has_modules and several:
-                closed.add(f)
-            elif steps and f not in has_modules and several:
-                title = "∂ step" if frame.backward else "step"
-                body = record.frame(Frame(f"{frame.id}.body", "part", title, f, backward=frame.backward))
-                closed.add(body)
-                for item in items:
-                    item.frame = body
+            f = item.frame
+            if f is None or record.frames[f].kind != "part" or f in closed or inside[f] != 1:
+                continue
+            if record.frames[f].parent in has_loops:
+                item.frame = record.frames[f].parent  # one operation needs no part
+        closed.update(
+            f for f, frame in enumerate(record.frames) if frame.kind == "part" and f not in has_modules and inside[f] > 1
+        )
+        closed.update(bodies(record, self._without_bodies(has_modules)))
         return closed
 
-    def _gather_around_loops(self) -> None:
-        """What a module, or a compiled scan, does around its loops is one part before each and one after the last."""
+    def _without_bodies(self, has_modules: Collection[int]) -> list[int]:
+        """The folded loops and the steps of others in which there are no modules."""
+        return [
+            f
+            for f, frame in enumerate(self.record.frames)
+            if f not in has_modules and (frame.kind == "step" or (frame.kind == "loop" and frame.folded))
+        ]
+
+    def _gathered(self) -> list[str]:
+        """Frames around what can be closed but has none; gives the ids of those that are of use only if closed."""
         record = self.record
-        starts: dict[int, dict[int, int]] = {}  # of each frame with loops in it the first item of each loop
-        for i, item in enumerate(record.items):
-            if item.kind in LEAVES:
-                continue  # a leaf may be older than all else
-            loop = next((f for f in record.path(item.frame) if record.frames[f].kind == "loop"), None)
-            around = None if loop is None else record.frames[loop].parent
-            if loop is not None and around is not None:
-                starts.setdefault(around, {}).setdefault(loop, i)
-        made: dict[tuple[int, int], int] = {}
-        for i, item in sorted(enumerate(record.items), key=lambda pair: pair[1].kind in REPEATED):  # leaves last
-            frame = item.frame
-            if frame is not None and record.frames[frame].kind == "part":
-                frame = record.frames[frame].parent
-            if frame is None or frame not in starts or item.kind not in (*OPERATIONS, *REPEATED):
-                continue
-            passed = 0 if item.kind in REPEATED else sum(first < i for first in starts[frame].values())
-            if (frame, passed) not in made:
-                if item.kind in REPEATED:
-                    continue
-                last = passed == len(starts[frame])
-                title = "before the loop" if passed == 0 else "after the loop" if last else "between the loops"
-                name = f"{record.frames[frame].id}.part{passed}"
-                part = Frame(name, "part", title, frame, backward=record.frames[frame].backward)
-                made[frame, passed] = record.frame(part)
-            item.frame = made[frame, passed]
-        for (frame, _), part_frame in made.items():  # one operation needs no part
-            inside = [item for item in record.items if item.frame == part_frame]
-            if sum(item.kind in OPERATIONS for item in inside) == 1:
-                for item in inside:
-                    item.frame = frame
+        for item in record.items:  # the gradient of a parameter is part of what computes it
+            before = [record.items[p] for p, _ in item.parents]
+            if item.kind == "gradient" and item.frame is None and before and all(map(self._is_backward, before)):
+                item.frame = _common([record.path(other.frame) for other in before])
+        by_loop(record)
+        made = around_loops(record, top=True)
+        has_bodies = {frame.parent for frame in record.frames if frame.id.endswith(".body")}
+        made += bodies(record, [f for f in self._without_bodies(with_modules(record)) if f not in has_bodies])
+        return [record.frames[f].id for f in made]
 
     # Leaves
 
@@ -321,7 +342,7 @@ class _Builder:
             path = self._path_of(frame.title.removeprefix("backward: "), [item.name or "" for item in parameters.values()])
             title = f"{shorten(path)}: {title}" if path else title
             facts = replace(facts, name=path or None)
-        if frame.kind == "loop":
+        if frame.kind == "loop" or frame.steps is not None:
             last = "T−1" if frame.steps is None else f"{frame.steps - 1:,}"
             title += "" if frame.steps is None else f" × {frame.steps:,}"
             title += f", t = {last} … 0" if frame.reverse else ", t = 0 … T−1" if frame.steps is None else ""
@@ -468,7 +489,7 @@ def _with_strips(diagram: Diagram, flow: Flow, names: Mapping[str, Sequence[str]
         rows = tuple((shorten(name), tuple(float(x) for x in flow[name])) for name in mine)
         if rows:
             groups[g] = replace(group, facts=replace(group.facts, flow=rows))
-            boxes.append(Box(f"{group.id}.flow", "flow", "‖∂L/∂hₜ‖", (), g, Facts(flow=rows)))
+            boxes.append(Box(f"{group.id}.flow", "flow", FLOW, (), g, Facts(flow=rows)))
     return replace(diagram, boxes=tuple(boxes), groups=tuple(groups))
 
 

@@ -131,7 +131,8 @@ def _move_in(record: Record, time: Time) -> None:
 
 
 def nearest(record: Record, limit: int) -> None:
-    """Keep about so many items, those with the shortest way to an output; a gap stands for the others."""
+    """Keep about so many items, those with the shortest way to an output, and a gap that stands for the others."""
+    limit = max(limit - 1, 1)  # there is the gap, too
     near: set[int] = set()
     queue = deque(record.outputs)
     while queue and limit:

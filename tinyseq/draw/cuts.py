@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tinyseq.draw.diagram import LEAVES, Diagram
+from tinyseq.draw.diagram import LEAVES, Box, Diagram
 from tinyseq.draw.layout import Strips
 
 __all__ = ["shortened"]
@@ -67,24 +67,46 @@ def shortened(diagram: Diagram) -> Diagram:
                 one = replace(boxes[tail], id=f"{boxes[tail].id}#{copies[boxes[tail].id]}", group=boxes[arrows[a].head].group)
                 boxes.append(replace(one, kind="reference") if tail in number else one)
             arrows[a] = replace(arrows[a], tail=copy)
-    return replace(diagram, boxes=tuple(boxes), arrows=tuple(arrows))
+    return replace(diagram, boxes=tuple(_numbered_anew(boxes)), arrows=tuple(arrows))
+
+
+def _numbered_anew(boxes: Sequence[Box]) -> list[Box]:
+    """The boxes with the numbers 1, 2, ... for those that are referred to, in order, and none for others."""
+    referred = {match[1] for box in boxes if box.kind == "reference" and (match := NUMBERED.search(box.title))}
+    anew: dict[str, int] = {}
+    result = []
+    for box in boxes:
+        match = None if box.kind in LEAVES else NUMBERED.search(box.title)
+        if match:
+            number = f" #{anew.setdefault(match[1], len(anew) + 1)}" if match[1] in referred else ""
+            box = replace(box, title=box.title[: match.start()] + number)
+        result.append(box)
+    return result
 
 
 def _ranks(diagram: Diagram, column: Sequence[int | None]) -> list[int]:
-    """How many arrows the longest way to each box has, in its column or outside all columns."""
+    """How many arrows the longest way to each box has, in its column or outside all columns.
+
+    What is computed from leaves alone, as a weight that is transposed, stands just above what uses it.
+    """
     heads: dict[int, list[int]] = defaultdict(list)
     waiting = [0] * len(diagram.boxes)
+    movable = [True] * len(diagram.boxes)
     for arrow in diagram.arrows:
         if column[arrow.tail] == column[arrow.head] and arrow.kind != "carry":
             heads[arrow.tail].append(arrow.head)
             waiting[arrow.head] += 1
     rank = [0] * len(diagram.boxes)
-    ready = [i for i, count in enumerate(waiting) if not count]
-    while ready:
-        tail = ready.pop()
+    order = [i for i, count in enumerate(waiting) if not count]
+    for tail in order:  # grows
+        is_leaf = diagram.boxes[tail].kind in LEAVES
         for head in heads[tail]:
             rank[head] = max(rank[head], rank[tail] + 1)
+            movable[head] = movable[head] and (is_leaf or (movable[tail] and len(heads[tail]) == 1))
             waiting[head] -= 1
             if not waiting[head]:
-                ready.append(head)
+                order.append(head)
+    for i in reversed(order):
+        if movable[i] and heads[i]:
+            rank[i] = min(rank[head] for head in heads[i]) - 1
     return rank

@@ -10,9 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-__all__ = ["LEAVES", "Arrow", "ArrowKind", "Box", "BoxKind", "Diagram", "Facts", "Group", "GroupKind", "merged", "visible"]
+__all__ = [
+    "FLOW",
+    "LEAVES",
+    "Arrow",
+    "ArrowKind",
+    "Box",
+    "BoxKind",
+    "Diagram",
+    "Facts",
+    "Group",
+    "GroupKind",
+    "merged",
+    "visible",
+]
 
 LEAVES = ("parameter", "input", "constant")
+FLOW = "‖∂L/∂hₜ‖"  # the title of a strip of norms
 BoxKind = Literal[
     "operation",
     "output",
@@ -158,7 +172,10 @@ class Diagram:
 
 
 def visible(diagram: Diagram) -> Diagram:
-    """What is seen of a diagram: each outermost closed group is one box, in place of the first operation in it."""
+    """What is seen of a diagram: each outermost closed group is one box, in place of the first operation in it.
+
+    The norms of loops that are in closed groups stay, as one strip for all that are side by side.
+    """
     outermost: list[int | None] = []  # for each group the outermost closed one that it is in, itself included
     for g, group in enumerate(diagram.groups):
         around = None if group.parent is None else outermost[group.parent]
@@ -188,14 +205,23 @@ def visible(diagram: Diagram) -> Diagram:
             boxes.append(_closed(group, renumbered(group.parent)))
     places = [place[i if closed is None else stands[closed]] for i, closed in enumerate(inside)]
     arrows = [replace(arrow, tail=places[arrow.tail], head=places[arrow.head]) for arrow in diagram.arrows]
+    strips: dict[int | None, list[tuple[str, tuple[float, ...]]]] = {}
+    for box, closed in zip(diagram.boxes, inside, strict=True):
+        if closed is not None and box.facts.flow:
+            strips.setdefault(renumbered(diagram.groups[closed].parent), []).extend(box.facts.flow)
     groups = [replace(diagram.groups[g], parent=renumbered(diagram.groups[g].parent)) for g in number]
+    for around, rows in strips.items():
+        name = f"{'' if around is None else groups[around].id}.flows"
+        boxes.append(Box(name, "flow", FLOW, (), around, Facts(flow=tuple(rows))))
     outputs = tuple(dict.fromkeys(places[i] for i in diagram.outputs))
     return Diagram(tuple(boxes), merged(arrows, boxes), tuple(groups), diagram.notes, outputs)
 
 
 def _closed(group: Group, parent: int | None) -> Box:
     """A closed group as a box."""
-    kind: BoxKind = "backward" if group.backward else group.kind if group.kind in ("module", "loop") else "step"
+    kind: BoxKind = "backward" if group.backward else "step"
+    if not group.backward and (group.kind in ("module", "loop") or group.facts.steps is not None):
+        kind = "module" if group.kind == "module" else "loop"
     return Box(group.id, kind, group.title, group.lines, parent, group.facts)
 
 

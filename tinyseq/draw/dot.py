@@ -26,6 +26,8 @@ digraph tinyseq {{
     height="0.3", margin="0.13,0.05", shape="box", style="rounded,filled", width="0.5"];
   edge [arrowsize="0.6", color="{LIGHT["grey"]}", fontcolor="{LIGHT["grey"]}", fontname="{FONT}", fontsize="9"];"""
 EMPTY = "#FFFFFF00"
+# Spaces that are larger than a small line move it down, the first one away from the underscores of the title.
+SPACE = ("&#160;", '<font point-size="10">&#160;</font>')
 
 
 def _painted(role: str, more: str = "") -> str:
@@ -69,6 +71,7 @@ MEANING = {  # of the kinds that a legend explains, in this order
     "operation": "operation",
     "output": "result",
     "module": "module",
+    "loop": "loop",
     "step": "several operations",
     "carry": "state of a loop",
     "backward": "backward pass",
@@ -102,7 +105,7 @@ class Writer:
         self.members: dict[int | None, list[int]] = defaultdict(list)
         for i, box in enumerate(diagram.boxes):
             self.members[box.group].append(i)
-        self.legend = self._legend() if legend else ""
+        self.legend = self._legend(legend)
 
     def dot(self, placement: Placement | None = None) -> str:
         """The DOT text, each group a cluster; with a placement, for ``neato -n2`` to draw just so."""
@@ -153,7 +156,10 @@ class Writer:
             return f"n{i} [label=<{self._strip(box)}>{BOXES[box.kind]}{more}];"
         title = html_text(box.title)
         label = f"<b>{title}</b>" if box.kind != "gap" else f'<font color="{LIGHT["grey"]}">{title}</font>'
-        small = "".join(f'<br/><font point-size="9">{html_text(line)}</font>' for line in box.lines)
+        small = "".join(
+            f'<br/>{SPACE[k > 0]}<font point-size="9">{html_text(line)}</font>{SPACE[k > 0]}'
+            for k, line in enumerate(box.lines)
+        )
         return f"n{i} [label=<{label}{small}>{BOXES[box.kind]}{more}];"
 
     def arrow(self, arrow: Arrow, more: str = "", placed: bool = False) -> str:
@@ -222,9 +228,10 @@ class Writer:
         table = '<table border="0" cellborder="0" cellpadding="1" cellspacing="1">'
         return f"{table}{title}{''.join(rows)}{axis}<td></td></tr></table>"
 
-    def _legend(self) -> str:
-        """What the kinds of boxes and arrows mean that occur, the scale of gradients, and the notes."""
-        boxes, arrows = {box.kind for box in self.diagram.boxes}, {arrow.kind for arrow in self.diagram.arrows}
+    def _legend(self, wanted: bool) -> str:
+        """What the kinds of boxes and arrows mean that occur, the scale of gradients, and the notes, which are always there."""
+        boxes = {box.kind for box in self.diagram.boxes if wanted}
+        arrows = {arrow.kind for arrow in self.diagram.arrows if wanted}
         cells = []
         for kind, meaning in MEANING.items():
             if kind in boxes:
@@ -240,7 +247,7 @@ class Writer:
                 mark = "⇢" if kind == "kept" else "→"
                 cells.append(f'<td><font color="{colour}">{mark}</font></td><td align="left">{_small(meaning)}</td>')
         scale = ""
-        if self.scale is not None:
+        if self.scale is not None and wanted:
             swatches = "".join(f'<td bgcolor="{colour}" width="9" height="10"></td>' for colour in SCALE)
             low, high = (_small(amount_label(x)) for x in (self.scale.low, self.scale.high))
             inside = f"<td>{_small('gradient norm from ')}{low}</td>{swatches}<td>{_small('to ')}{high}</td>"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinyseq.compiler.loop import Program
-from tinyseq.draw.building import Flow, Level, build, size
+from tinyseq.draw.building import MANY, Flow, Level, build, least, size
 from tinyseq.draw.colours import Theme
 from tinyseq.draw.columns import nearest, select
 from tinyseq.draw.folding import fold
@@ -55,7 +55,7 @@ class Draw:
         gradients: Mapping[str, Any] | None = None,
         theme: Theme = "auto",
         legend: bool = True,
-        limit: int = 300,
+        limit: int | None = None,
         seconds: float = 20.0,
     ) -> Picture:
         """A picture of a computation. Jupyter shows it by itself; ``.save("graph.svg")`` writes it to a file.
@@ -81,8 +81,9 @@ class Draw:
                 under each folded loop of T steps, colours and widths of the arrows from step to step of an unrolled one.
                 Several loops share the names equally, in order.
             theme: "light", "dark", or "auto": an SVG that is dark where the reader's page is.
-            legend: whether what colours mean stands below.
-            limit: with more boxes than about this the picture folds, as far as needed, and says so.
+            legend: whether what colours mean stands below; notes on what is not drawn do in any case.
+            limit: with more boxes than this the picture folds, as far as needed, and says so. None: with more than 59
+                where loops are folded (118 with the backward pass), and 300 elsewhere.
             seconds: how long Graphviz may take to lay the picture out.
 
         Raises:
@@ -115,13 +116,22 @@ class Draw:
         if time is None and callable(what) and not isinstance(what, Tensor):
             time = "folded"
         both = backward if backward is not None else time == "unrolled"
-        _fit(record, level, time, steps, limit // 2 if both and not planned else limit)
+        most = MANY if limit is None else limit
+        _fit(record, level, time, steps, most // 2 if both and not planned else most)
         if both and not planned:
-            mirror(record, Opening(columns))
+            mirror(record)
         shown = (set(SHOWN) - {"kept"}) if show is None else set(show)
         coloured = profile is not None and bool(profile.gradients)
         diagram = build(
-            record, level, open_loops=open_loops, show=shown, values=values, flow=flow, coloured=coloured, modules=known.modules
+            record,
+            level,
+            open_loops=open_loops,
+            show=shown,
+            values=values,
+            flow=flow,
+            coloured=coloured,
+            modules=known.modules,
+            limit=limit,
         )
         return Picture(diagram, seconds=seconds, theme=theme, legend=legend)
 
@@ -184,12 +194,13 @@ def _fit(record: Record, level: Level, time: Time | None, steps: int, limit: int
         fold(record)
     else:
         _columns(record, level, steps, limit, large)
-    if size(record, level) > limit:
+    if size(record, level) > limit and least(record, level) > limit:
         nearest(record, limit)
 
 
 def _columns(record: Record, level: Level, steps: int, limit: int, large: bool) -> None:
-    """Columns for the steps of loops, as many as fit; if not even three fit, the loops are folded."""
+    """Columns for the steps of loops, as many as fit; if not even three fit, the loops are folded, as inner ones always are."""
+    fold(record, only_inner=True)
     loops: dict[int, list[int]] = {}
     columns = record.columns()
     for f, column in enumerate(columns):
@@ -214,6 +225,8 @@ def _columns(record: Record, level: Level, steps: int, limit: int, large: bool) 
         return
     if fitting < min(steps, longest):
         record.notes.append(f"Only {fitting} columns are drawn: more would need more than {limit:,} boxes.")
+    if any(frame.folded and columns[f] is not None for f, frame in enumerate(record.frames)):
+        record.notes.append("Loops inside the steps are drawn once.")
     select(record, max(fitting, 3))
 
 
@@ -259,7 +272,14 @@ def _flow(gradients: Mapping[str, Any] | None) -> Flow:
 
 
 def _check(
-    level: str, time: str | None, steps: int, show: Collection[str] | None, theme: str, limit: int, seconds: float, values: int
+    level: str,
+    time: str | None,
+    steps: int,
+    show: Collection[str] | None,
+    theme: str,
+    limit: int | None,
+    seconds: float,
+    values: int,
 ) -> None:
     for name, word, words in (
         ("level", level, ("modules", "operations", "both")),
@@ -271,7 +291,7 @@ def _check(
     unknown = [word for word in show or () if word not in SHOWN]
     if unknown:
         raise ValueError(f"show={unknown[0]!r} is unknown; choose from {', '.join(map(repr, SHOWN))}")
-    if limit < 1 or not seconds > 0:
+    if (limit is not None and limit < 1) or not seconds > 0:
         raise ValueError(f"limit and seconds must be positive, not {limit} and {seconds}")
     if steps < 3 or values < 0:
         raise ValueError(f"steps must be at least 3 and values at least 0, not {steps} and {values}")

@@ -11,12 +11,13 @@ from tinyseq.draw.record import Item, Record
 __all__ = ["fold"]
 
 
-def fold(record: Record) -> None:
-    """Fold all loops whose steps are recorded one by one, inner ones first."""
+def fold(record: Record, only_inner: bool = False) -> None:
+    """Fold the loops whose steps are recorded one by one, inner ones first; or only those that are in a step of another."""
     depth = [len(record.path(f)) for f in range(len(record.frames))]
-    loops = sorted(
-        {frame.parent for frame in record.frames if frame.kind == "step" and frame.parent is not None}, key=lambda f: -depth[f]
-    )
+    found = {frame.parent for frame in record.frames if frame.kind == "step" and frame.parent is not None}
+    if only_inner:
+        found = {f for f in found if any(record.frames[outer].kind == "step" for outer in record.path(f))}
+    loops = sorted(found, key=lambda f: -depth[f])
     for level in dict.fromkeys(depth[f] for f in loops):
         _fold(record, [f for f in loops if depth[f] == level])
 
@@ -40,7 +41,8 @@ def _fold(record: Record, loops: list[int]) -> None:
         owner = time.owner[i]
         if owner is None or time.leading[i]:
             continue
-        plain = (owner[0], time.inside[i] is None, item.kind, item.operation, item.shape)
+        kind = "operation" if item.kind == "output" else item.kind
+        plain = (owner[0], time.inside[i] is None, kind, item.operation, item.shape)
         seen[owner[1], plain] += 1
         key[i] = (*plain, seen[owner[1], plain])
         if owner[1] == shown[owner[0]]:
@@ -108,6 +110,9 @@ def _fold(record: Record, loops: list[int]) -> None:
             record.items[head].parents.sort(key=lambda pair: pair[1])
     record.carries += list(boxes.items())
     record.replaced([*to, *range(len(to), len(record.items))])
+    for i in record.outputs:  # one that was in the last step is now in that which stands for all
+        if record.items[i].kind == "operation":
+            record.items[i].kind = "output"
     for f, frame in enumerate(record.frames):
         if frame.kind == "step" and frame.parent in shown and shown[frame.parent] == f:
             loop = frame.parent

@@ -23,6 +23,7 @@ __all__ = ["Strips", "place"]
 
 NUMBER = re.compile(r"-?[\d.]+(?:e[-+]?\d+)?")
 LEGEND_GAP = 14.0
+TITLE_INDENT = 8.0
 
 
 class Strips:
@@ -59,7 +60,7 @@ class _Part:
     boxes: dict[int, Rectangle] = field(default_factory=dict)
     rows: dict[int, Rectangle] = field(default_factory=dict)
     groups: dict[int, Rectangle] = field(default_factory=dict)
-    titles: dict[int, Point] = field(default_factory=dict)
+    titles: dict[int, Rectangle] = field(default_factory=dict)
     arrows: dict[int, Spline] = field(default_factory=dict)
     legend: Rectangle | None = None
 
@@ -89,7 +90,8 @@ def place(diagram: Diagram, writer: Writer, layout: Layout) -> Placement:
     leaders = _leaders(diagram, strips, rows)
     (around,) = _laid_out([_text_around(diagram, writer, strips, rows, leaders)], layout)
 
-    boxes, groups, titles = dict(around.boxes), dict(around.groups), dict(around.titles)
+    boxes, groups, texts_of = dict(around.boxes), dict(around.groups), dict(around.titles)
+    titles: dict[int, Point] = {}
     splines: dict[int, Spline] = {}
     for loop, row in rows.items():
         corner = around.rows[loop].left, around.rows[loop].top
@@ -99,18 +101,34 @@ def place(diagram: Diagram, writer: Writer, layout: Layout) -> Placement:
             boxes.update((i, box.moved(*corner)) for i, box in placed.boxes.items())
             dx, dy = (placed.inside[0] + corner[0], placed.inside[1] + corner[1])
             groups.update((g, inner.moved(dx, dy)) for g, inner in part.groups.items())
-            titles.update((g, (x + dx, y + dy)) for g, (x, y) in part.titles.items())
+            texts_of.update((g, title.moved(dx, dy)) for g, title in part.titles.items())
             splines.update((a, spline.moved(dx, dy)) for a, spline in part.arrows.items())
             half = 6.0 * len(strips.titles[column]) / 2
             titles[column] = (frame.left + 10 + half, frame.top - 12)
         splines.update((a, spline.moved(*corner)) for a, spline in row.splines.items())
     for a, leader in leaders.items():
         splines[a] = _joined(diagram, strips, a, around.arrows[leader], rows, around.rows)
+    lines = list(splines.values())
+    titles.update((g, _clear_of_lines(title, groups[g], lines)) for g, title in texts_of.items())
     if legend is not None:
         low = min([0.0, *(box.bottom for box in boxes.values()), *(group.bottom for group in groups.values())])
         left = min([*(box.left for box in boxes.values()), *(group.left for group in groups.values())], default=0.0)
         legend = legend.moved(left - legend.left, low - LEGEND_GAP - legend.top)
     return Placement(boxes, groups, titles, splines, legend)
+
+
+def _clear_of_lines(title: Rectangle, frame: Rectangle, lines: Sequence[Spline]) -> Point:
+    """Where a title stands, for which all of the top of its frame is free: on the left, or where the fewest lines cross it."""
+    half = (title.right - title.left) / 2
+    first, last = frame.left + TITLE_INDENT + half, frame.right - TITLE_INDENT - half
+    places = [x for x in (first, last, title.x, (first + last) / 2) if first <= x <= last] or [title.x]
+    near = [line for line in lines if line.touches(Rectangle(frame.left, title.bottom, frame.right, title.top))]
+
+    def crossings(x: float) -> int:
+        text = Rectangle(x - half, title.bottom + 2, x + half, title.top - 2)
+        return sum(line.touches(text) for line in near)
+
+    return min(places, key=crossings), title.y
 
 
 def _ends(diagram: Diagram, strips: Strips, a: int) -> tuple[int | None, int | None]:
@@ -270,7 +288,7 @@ def _laid_out(texts: Sequence[str], layout: Layout) -> list[_Part]:
             if name == "legend":
                 part.legend = rectangle
             elif name[0] == "g":
-                part.titles[int(name[1:])] = (x, y)
+                part.titles[int(name[1:])] = rectangle
             else:
                 (part.boxes if name[0] == "n" else part.rows)[int(name[1:])] = rectangle
         for edge in graph.get("edges", ()):

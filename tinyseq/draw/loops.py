@@ -40,13 +40,14 @@ class Scan:
     """An opened scan, for its backward pass.
 
     Attributes:
-        program, prefix, frame, steps, reverse: as it was opened.
+        opening, program, prefix, frame, steps, reverse: as it was opened.
         env: the items of the forward pass.
         carry, inputs: the items it was given: for each part of the carry, and for xs and what was closed over.
         last, ys: the items of its results.
         used: which results are used, counted through both; None: all.
     """
 
+    opening: Opening
     program: Program
     prefix: str
     frame: int | None
@@ -92,7 +93,7 @@ class Opening:
         """Add the forward pass to the record."""
         body = program.body
         env: Env = {v: [(None, i) for i in items] for v, items in zip((*body.x, *body.joint.closed), inputs, strict=False)}
-        scan = Scan(program, prefix, frame, steps, reverse, env, list(carry), list(inputs), [], [])
+        scan = Scan(self, program, prefix, frame, steps, reverse, env, list(carry), list(inputs), [], [])
         scan.last = self._plan(record, program.forward, env, body.carry, carry, scan, frame, backward=False)
         scan.ys = [_all(env, y) for y in body.y]
         record.scans.append(scan)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyseq.draw.loops import Opening, Scan
+from tinyseq.draw.loops import Scan
 from tinyseq.draw.record import Frame, Item, Record
 
 __all__ = ["mirror"]
 
 
-def mirror(record: Record, opening: Opening) -> None:
+def mirror(record: Record) -> None:
     """Add the backward pass to a record: it starts at the outputs and ends in the gradients of parameters and inputs."""
-    _Mirror(record, opening).run()
+    _Mirror(record).run()
 
 
 class _Mirror:
-    def __init__(self, record: Record, opening: Opening) -> None:
+    def __init__(self, record: Record) -> None:
         self.record = record
-        self.opening = opening
         self.cotangents: dict[int, list[int]] = {}  # for each item those that add up to its gradient
         self.frames: dict[int, int] = {}
         self.carried: dict[int, list[int]] = {}  # the carry boxes that an item of a folded loop leads to
@@ -112,7 +111,7 @@ class _Mirror:
         results = [*scan.last, *scan.ys]
         all_used = [arrived(items) if scan.used is None or k in scan.used else [] for k, items in enumerate(results)]
         last, ys = all_used[: len(scan.last)], all_used[len(scan.last) :]
-        first, others = self.opening.backward(self.record, scan, last, ys, self._frame(scan.frame))
+        first, others = scan.opening.backward(self.record, scan, last, ys, self._frame(scan.frame))
         for given, tails in zip([*scan.carry, *scan.inputs], [*first, *others], strict=False):
             for p in given:
                 if self.record.items[p].kind != "constant":

@@ -117,7 +117,7 @@ function draw() {
       element.append(make("text", { x: middle, y: 16, class: "title middle" }, (item.isGroup ? "▸ " : "") + item.title));
       words(item).forEach((line, i) => element.append(make("text", { x: middle, y: 30 + 13 * i, class: "middle" }, line)));
     }
-    (item.strips ?? []).forEach((strip, i) => above.append(heatStrip(item, strip, i)));
+    stripsOf(item).forEach((strip, i) => above.append(heatStrip(item, strip, i)));
     element.setAttribute("tabindex", "-1");
     element.setAttribute("role", item.isGroup && !item.fixed ? "button" : "img");
     element.setAttribute("aria-label", [item.title, ...item.lines].join(", "));
@@ -153,12 +153,13 @@ function draw() {
 }
 
 /** A row of colours under a loop: one a time step, or the largest of each few. */
-function heatStrip(item, { name, norms }, i) {
-  const group = make("g", { class: "strip" }),
+function heatStrip(item, strip, i) {
+  const { norms } = strip,
+    group = make("g", { class: "strip" }),
     cells = Math.min(norms.length, 120),
     across = (item.width - 24) / cells;
-  const y = item.height - 6 - (item.strips.length - i) * (GAP.strip + 14) + 12;
-  group.append(make("text", { x: 12, y: y - 3 }, `${name}: ‖∂L/∂h‖, t = 0 … ${norms.length - 1}`));
+  const y = item.height - 6 - (stripsOf(item).length - i) * (GAP.strip + 14) + 12;
+  group.append(make("text", { x: 12, y: y - 3 }, stripTitle(strip)));
   for (let k = 0; k < cells; k++) {
     const from = Math.floor((k * norms.length) / cells),
       to = Math.max(from + 1, Math.floor(((k + 1) * norms.length) / cells));

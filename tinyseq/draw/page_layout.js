@@ -32,6 +32,13 @@ for (const box of boxes) {
     at.inside += 1;
   }
 }
+for (const group of groups) group.within = []; // the strips of all loops in it
+for (const group of groups) for (let at = group; at !== root; at = at.parent) at.within.push(...group.strips);
+/** The strips of norms that are drawn in an item: of a closed group also those of the loops that it hides. */
+const stripsOf = (item) => (item.isGroup && !item.open ? item.within : item.strips) ?? [];
+const stripTitle = ({ name, norms }) => `${name}: ‖∂L/∂h‖, t = 0 … ${norms.length - 1}`;
+/** How wide the strips of an item have to be: they have cells that can be told apart, and titles. */
+const stripWidth = (item) => stripsOf(item).reduce((w, strip) => Math.max(w, textWidth(stripTitle(strip), "10px") + 24), 0);
 
 /** The outermost closed group around an item, or the item itself: what stands for it in the picture. */
 function shown(item) {
@@ -79,8 +86,9 @@ function words(item) {
 function measure(item) {
   const lines = words(item);
   const title = textWidth(item.title, "600 12px") + (item.isGroup ? 18 : 0);
-  const strips = item.strips?.length ?? 0;
-  item.width = Math.ceil(Math.max(strips ? 200 : 36, title, ...lines.map((line) => textWidth(line, "10px"))) + 18);
+  const strips = stripsOf(item).length;
+  const wide = Math.max(title, stripWidth(item), ...lines.map((line) => textWidth(line, "10px")));
+  item.width = Math.ceil(Math.max(strips ? 200 : 36, wide) + 18);
   item.height = 24 + 13 * lines.length + (strips ? strips * (GAP.strip + 14) + 4 : 0);
 }
 
@@ -326,14 +334,14 @@ function arrangeRanks(container, links) {
     const room = row.every((n) => !n.item) && high === 0 ? 6 : GAP.down + Math.min(60, spread / 14);
     y += high + (r < ranks.length - 1 ? room : 0) + GAP.lane * lanesAt[r + 1];
   });
-  const strips = (container.strips?.length ?? 0) * (GAP.strip + 14);
+  const strips = stripsOf(container).length * (GAP.strip + 14);
   const height = y + (lanesAt[ranks.length] ? 6 : 0) + frame + strips;
 
   const all = ranks.flat();
   const low = least(all.map((n) => n.x - n.width / 2)),
     high = most(all.map((n) => n.x + n.width / 2));
   const beside = backs.length ? GAP.lane * (backs.length + 1) : 0;
-  const strip = strips ? 180 : 0;
+  const strip = strips ? Math.max(180, stripWidth(container)) : 0;
   const shift = frame - low + Math.max(0, (Math.max(title, strip) - (high - low + beside + 2 * frame)) / 2);
   const entries = all.filter((n) => n.key.startsWith("in ")).map((n) => n.x + shift);
   container.titleAt = titleAt(title, Math.max(high - low + beside + 2 * frame, title), entries);

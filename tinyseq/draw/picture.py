@@ -12,6 +12,7 @@ from tinyseq.draw.cuts import shortened
 from tinyseq.draw.diagram import Diagram, visible
 from tinyseq.draw.dot import Writer
 from tinyseq.draw.render import DrawError, Layout, NoGraphviz
+from tinyseq.io import write_whole
 
 __all__ = ["Picture"]
 
@@ -165,12 +166,6 @@ class Picture:
 def _write(path: Path, content: bytes) -> None:
     """Put the content at ``path`` whole or not at all."""
     try:
-        target = Path(os.path.realpath(path))
-        temporary = target.with_name(f".{target.name[:50]}.{os.urandom(4).hex()}.tmp")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(Path(os.path.realpath(path)), content)
     except (OSError, ValueError) as error:  # a ValueError is a path with a zero byte
         raise DrawError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error

@@ -238,19 +238,23 @@ class _Reader:
         kept = node.params.get("kept")
         kept = kept if isinstance(kept, Mapping) else {}
         before = len(self.record.items)
-        scan = self.opening.forward(
+        frame = self._frame(node.scope)
+        inner = any(self.record.frames[f].kind == "step" for f in self.record.path(frame))
+        scan = (Opening() if inner else self.opening).forward(
             self.record,
             runner.program,
             inputs[:carries],
             inputs[carries:],
             prefix=f"n{number}",
-            frame=self._frame(node.scope),
+            frame=frame,
             steps=node.params["steps"],
             reverse=node.params["reverse"],
         )
         self.scans[node] = scan
-        body = [i for i in range(before, len(self.record.items)) if self.record.items[i].frame is not None]
-        first = self.record.items[body[0]] if body else None
+        body = [item for item in self.record.items[before:] if item.frame is not None]
+        frames = self.record.frames
+        loop = [item for item in body if item.kind == "operation" and frames[item.frame].folded]  # type: ignore[index]
+        first = next(iter([*loop, *body]), None)
         if first is not None:
             self.first[scan.prefix] = first
             given = {id(_owner(a)) for a in node.inputs or ()}

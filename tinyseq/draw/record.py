@@ -18,7 +18,7 @@ from tinyseq.draw.diagram import BoxKind, GroupKind
 if TYPE_CHECKING:
     from tinyseq.draw.loops import Scan
 
-__all__ = ["Frame", "Item", "Record"]
+__all__ = ["Frame", "Item", "Record", "in_order"]
 
 NO_PARAMS: dict[str, Any] = {}
 
@@ -137,7 +137,7 @@ class Record:
             known.sort(key=itemgetter(1))
             if target != i:
                 _add_up(self.items[target], item)
-        order, against = _sorted([i for i in range(len(self.items)) if to[i] == i], edges)
+        order, against = in_order([i for i in range(len(self.items)) if to[i] == i], edges)
         number = {old: new for new, old in enumerate(order)}
         for i in order:
             self.items[i].parents = [(number[p], slot) for p, slot in edges[i] if (p, i) not in against]
@@ -152,7 +152,7 @@ class Record:
         for scan in self.scans:
             scan.remap(place)
         carries = [(place(a), place(b)) for a, b in self.carries] + [(number[p], number[i]) for p, i in sorted(against)]
-        self.carries = list(dict.fromkeys((a, b) for a, b in carries if a is not None and b is not None))
+        self.carries = list(dict.fromkeys((a, b) for a, b in carries if a is not None and b is not None and a != b))
         return places
 
     def path(self, frame: int | None) -> list[int]:
@@ -203,7 +203,7 @@ def _add_up(item: Item, other: Item) -> None:
         item.gradient = math.hypot(item.gradient or 0.0, other.gradient)
 
 
-def _sorted(items: Sequence[int], parents: Sequence[Sequence[tuple[int, int]]]) -> tuple[list[int], set[tuple[int, int]]]:
+def in_order(items: Sequence[int], parents: Sequence[Sequence[tuple[int, int]]]) -> tuple[list[int], set[tuple[int, int]]]:
     """The items, each after its parents and else in order; and the arrows that go against any order."""
     if all(p < i for i in items for p, _ in parents[i]):
         return list(items), set()

@@ -19,7 +19,8 @@ CANDIDATES = 24  # lengths of a step that are tried
 def recognise(record: Record) -> None:
     """Give frames to loops that are found in what no loop has marked: the same operations, again and again.
 
-    A step's operations follow one another with the same primitives and shapes.
+    A step's operations follow one another with the same primitives and shapes. Where each has parameters of its own it is
+    no step in time but a layer.
     """
     owner = time_of(record).owner if record.frames else [None] * len(record.items)
     marked = [frame.kind != "module" for frame in record.frames]
@@ -44,7 +45,7 @@ def recognise(record: Record) -> None:
             continue
         first = start + phase
         count = (start + length - first) // period
-        if count < FEWEST:
+        if count < FEWEST or _has_own_parameters(record, free[first : first + 2 * period], period):
             continue
         _mark(record, free, first, count, period)
         waiting += [(low, first), (first + count * period, high)]
@@ -98,6 +99,21 @@ def _phase(record: Record, items: list[int], period: int) -> int | None:
                 crossing[border % period] += 1
     best = min(range(period), key=lambda phase: (crossing[phase], phase))
     return best if crossing[best] else None
+
+
+def _has_own_parameters(record: Record, items: list[int], period: int) -> bool:
+    """Whether two steps have different parameters."""
+    first, second = (
+        {p for i in step for p in _parents(record, i) if record.items[p].kind == "parameter"}
+        for step in (items[:period], items[period:])
+    )
+    return first != second
+
+
+def _parents(record: Record, i: int) -> set[int]:
+    """What an item was computed from, and what that was; as a weight that is transposed is no operation of a step alone."""
+    near = {p for p, _ in record.items[i].parents}
+    return near | {p for q in near for p, _ in record.items[q].parents}
 
 
 def _mark(record: Record, free: list[int], first: int, count: int, period: int) -> None:

@@ -154,6 +154,23 @@ class Spline:
         )
         return Spline(points, *tip or (None,), *label or (None,))
 
+    def touches(self, box: Rectangle) -> bool:
+        """Whether the line runs through a box: pieces that may are halved until they are short."""
+        pieces = [self.points[k : k + 4] for k in range(0, len(self.points) - 1, 3)]
+        while pieces:
+            piece = pieces.pop()
+            xs, ys = [x for x, _ in piece], [y for _, y in piece]
+            if max(xs) < box.left or min(xs) > box.right or max(ys) < box.bottom or min(ys) > box.top:
+                continue
+            if max(xs) - min(xs) < 1 and max(ys) - min(ys) < 1:
+                return True
+            a, b, c, d = piece
+            ab, bc, cd = _between(a, b, 0.5), _between(b, c, 0.5), _between(c, d, 0.5)
+            abc, bcd = _between(ab, bc, 0.5), _between(bc, cd, 0.5)
+            middle = _between(abc, bcd, 0.5)
+            pieces += [(a, ab, abc, middle), (middle, bcd, cd, d)]
+        return False
+
     def pointed(self) -> Spline:
         """The line with an arrow's head at its end."""
         tip = self.points[-1]

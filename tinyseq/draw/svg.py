@@ -80,7 +80,10 @@ def _centre_texts(group: ElementTree.Element) -> None:
     else:
         xs = [float(x) for x in NUMBER.findall(shape.get("points") or shape.get("d") or "")[::2]]
         centre = (min(xs) + max(xs)) / 2
-    for text in group.iter(f"{{{SVG}}}text"):
+    for text in list(group.iter(f"{{{SVG}}}text")):
+        if not (text.text or "").strip():  # makes room only
+            next(parent for parent in group.iter() if text in list(parent)).remove(text)
+            continue
         width = 2 * (centre - float(text.get("x", "0")))
         text.attrib.update({"x": f"{centre:.2f}", "text-anchor": "middle"})
         text.attrib.update({"textLength": f"{width:.2f}", "lengthAdjust": "spacingAndGlyphs"})

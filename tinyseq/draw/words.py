@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count, product
 from string import ascii_lowercase
 
+from tinyseq.draw.cuts import NUMBERED
 from tinyseq.draw.diagram import LEAVES, Box, Diagram, Facts
 from tinyseq.draw.labels import array_label, shorten
+from tinyseq.draw.record import in_order
 
 __all__ = ["text"]
 
@@ -20,9 +22,10 @@ def text(diagram: Diagram) -> str:
     for arrow in diagram.arrows:
         if diagram.boxes[arrow.head].kind == "carry" and arrow.kind == "carry":
             carried[arrow.head].append(arrow.tail)
-        elif arrow.kind != "kept":
+        else:
             operands[arrow.head] += [(slot, arrow.tail) for slot in arrow.slots or (len(operands[arrow.head]),)]
-    names = _names(diagram)
+    order = _by_groups(diagram)
+    names = _names(diagram, order)
     lines: list[str] = []
     opened: list[int] = []
     pending: list[tuple[int, str]] = []  # carries of open loops, said where the loop ends
@@ -38,7 +41,7 @@ def text(diagram: Diagram) -> str:
             pending[:] = [(group, line) for group, line in pending if group != g]
             lines.append(f"{indent}}}")
 
-    for i in _by_groups(diagram):
+    for i in order:
         box = diagram.boxes[i]
         path = []
         g = box.group
@@ -76,32 +79,52 @@ def text(diagram: Diagram) -> str:
 
 
 def _by_groups(diagram: Diagram) -> list[int]:
-    """The boxes in order, those of a group together, where its first one stands."""
+    """The boxes in order, those of a group together: each box and group after those it is computed from, where that can be."""
     groups = diagram.groups
-    children: dict[int | None, list[tuple[int, str, int]]] = defaultdict(list)
+    paths: list[tuple[int, ...]] = []  # of each group those around it and itself, outermost first
+    for g, group in enumerate(groups):
+        paths.append((*(paths[group.parent] if group.parent is not None else ()), g))
+    own: dict[int | None, list[tuple[int, bool, int]]] = defaultdict(list)  # of each group what is in it, with its place
     first: dict[int, int] = {}
-    for i, box in enumerate(diagram.boxes):
-        children[box.group].append((i, "box", i))
-        g = None if box.kind in LEAVES else box.group  # a leaf may be much older than what uses it
-        while g is not None and g not in first:
-            first[g] = i
-            g = groups[g].parent
-    for i, box in enumerate(diagram.boxes):  # groups of leaves alone
-        g = box.group
-        while g is not None and g not in first:
-            first[g] = i
-            g = groups[g].parent
+    # A leaf may be much older than what uses it: it says where a group stands only if nothing else is in there.
+    for only_leaves in (False, True):
+        for i, box in enumerate(diagram.boxes):
+            around = box.group
+            while around is not None and around not in first and (box.kind in LEAVES) == only_leaves:
+                first[around] = i
+                around = groups[around].parent
     for g, at in first.items():
-        children[groups[g].parent].append((at, "group", g))
-    order: list[int] = []
-    stack = [("group", -1)]
-    while stack:
-        kind, number = stack.pop()
-        if kind == "box":
-            order.append(number)
+        own[groups[g].parent].append((at, True, g))
+    for i, box in enumerate(diagram.boxes):
+        own[box.group].append((i, False, i))
+    number: dict[tuple[bool, int], int] = {}  # of each box and group among what is in the same group, in order
+    for inside in own.values():
+        inside.sort()
+        number.update(((is_group, n), k) for k, (_, is_group, n) in enumerate(inside))
+    parents: dict[int | None, list[list[tuple[int, int]]]] = {g: [[] for _ in inside] for g, inside in own.items()}
+    for arrow in diagram.arrows:
+        if arrow.kind in ("carry", "kept"):
             continue
-        inside = sorted(children[None if number < 0 else number])
-        stack += [(what, n) for _, what, n in reversed(inside)]
+        ends = []
+        for i in (arrow.tail, arrow.head):
+            around = diagram.boxes[i].group
+            ends.append([*((True, g) for g in (() if around is None else paths[around])), (False, i)])
+        shared = 0
+        while ends[0][shared] == ends[1][shared]:
+            shared += 1
+        outer = ends[0][shared - 1][1] if shared else None
+        tail, head = (number[end[shared]] for end in ends)
+        parents[outer][head].append((tail, 0))
+    order: list[int] = []
+    stack: list[tuple[bool, int | None]] = [(True, None)]
+    while stack:
+        is_group, n = stack.pop()
+        if not is_group:
+            order.append(n)  # type: ignore[arg-type]
+            continue
+        if n in own:
+            places, _ = in_order(range(len(own[n])), parents[n])
+            stack += [own[n][k][1:] for k in reversed(places)]
     return order
 
 
@@ -122,17 +145,25 @@ def _line(box: Box, name: str, operands: list[str]) -> str:
 
 def _call(box: Box, operands: list[str]) -> str:
     """The call that a title stands for, with the operands' names for its dots."""
-    title = box.title.partition(" = ")[2] or box.title
+    title = _title(box)
+    if box.kind in ("operation", "output"):  # the name before it stands on the left already
+        title = title.partition(" = ")[2] or title
     head, bracket, inside = title.partition("(")
     if bracket and "·" in inside:
         rest = iter(operands)
         given = [next(rest, "·") if part.strip(")") == "·" else part.strip(")") for part in inside[:-1].split(", ")]
     else:
         head, given = title, list(operands)
-    params = box.lines[0] if box.lines and box.facts.operation and not _is_type(box.lines[0], box.facts) else ""
+    called = box.kind in ("operation", "output", "backward") and box.facts.operations is None
+    params = box.lines[0] if box.lines and called and not _is_type(box.lines[0], box.facts) else ""
     if params.startswith("["):
         return f"{given[0]}{params}" + (f" with {', '.join(given[1:])}" if given[1:] else "") if given else params
     return f"{head}({', '.join([*given, *([params] if params else [])])})"
+
+
+def _title(box: Box) -> str:
+    """A title without the number by which boxes far away refer to it: here names do that."""
+    return box.title if box.kind in LEAVES else NUMBERED.sub("", box.title)
 
 
 def _is_type(line: str, facts: Facts) -> bool:
@@ -145,18 +176,19 @@ def _type(facts: Facts) -> str:
     return f"{facts.dtype or ''}[{','.join(map(str, facts.shape or ()))}]"
 
 
-def _names(diagram: Diagram) -> list[str]:
-    """A name for each box: its own if it has one, else a letter; no two have the same."""
-    taken = set[str]()
+def _names(diagram: Diagram, order: Sequence[int]) -> list[str]:
+    """A name for each box: its own if it has one, else a letter, in this order; no two have the same."""
+    taken = {"t"}  # as in xs[t]
     known: dict[str, str] = {}
     letters = _letters()
-    names = []
-    for box in diagram.boxes:
+    names = [""] * len(diagram.boxes)
+    for i in sorted(order, key=lambda i: diagram.boxes[i].kind == "reference"):  # after what they stand for
+        box = diagram.boxes[i]
         source = box.id.partition("@")[0]
         if source in known and box.kind in (*LEAVES, "reference"):
-            names.append(known[source])
+            names[i] = known[source]
             continue
-        own = shorten(box.facts.name or (box.title if box.kind in ("carry", "gradient", *LEAVES) else ""))
+        own = shorten(box.facts.name or (_title(box) if box.kind in ("carry", "gradient", *LEAVES) else ""))
         if box.kind == "reference" or not own:
             own = "" if box.kind != "gap" else "…"
         name = own
@@ -167,7 +199,7 @@ def _names(diagram: Diagram) -> list[str]:
             name = "" if letter in taken else letter
         taken.add(name)
         known.setdefault(source, name)
-        names.append(name)
+        names[i] = name
     return names
 
 
