@@ -12,6 +12,7 @@ import ctypes
 import importlib
 import importlib.util
 import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -22,10 +23,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tinyseq_cupy
-from tinyseq_cupy import CupyBackend, philox
+from tinyseq_cupy import CupyBackend, device, elementwise, philox
 from tinyseq_cupy.philox import PHILOX, Philox
 
 import tinyseq as ts
+from tinyseq.backend import Backend
 from tinyseq.errors import BackendError, DTypeError
 from tinyseq.primitives import TABLE
 from tinyseq.testing import BackendConformance
@@ -44,7 +46,7 @@ def _names_used(module: types.ModuleType) -> set[str]:
     tree = ast.parse(inspect.getsource(module))
     inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cupyx"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("cupyx", "cupy.")):
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
         if isinstance(node, ast.Attribute) and id(node) not in inner:
             dotted = ast.unparse(node)
@@ -61,15 +63,26 @@ def test_the_list_of_names_is_found() -> None:
 
 
 @needs_cupy
-@pytest.mark.parametrize("name", sorted(_names_used(tinyseq_cupy) | _names_used(philox)))
+@pytest.mark.parametrize("name", sorted(set().union(*map(_names_used, (tinyseq_cupy, philox, device, elementwise)))))
 def test_cupy_has_it(name: str) -> None:
     module, *rest = name.split(".")
+    if name.startswith("cupy._core."):
+        module, rest = "cupy._core", rest[1:]
     if name.startswith("cupyx.scipy.special"):
         module, rest = "cupyx.scipy.special", rest[2:]
     value: Any = importlib.import_module(module)
     for part in rest:
         value = getattr(value, part)
     assert callable(value) or isinstance(value, type)
+
+
+@needs_cupy
+def test_tf32_has_the_number_that_cupy_gives_it() -> None:
+    from cupy._core import _routines_linalg
+
+    assert tinyseq_cupy._TF32 == _routines_linalg.COMPUTE_TYPE_TF32
+    assert tinyseq_cupy._DEFAULT == _routines_linalg.COMPUTE_TYPE_DEFAULT
+    assert {"get_compute_type", "set_compute_type"} <= set(dir(importlib.import_module("cupy._core")))
 
 
 @needs_cupy
@@ -97,11 +110,50 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         ts.use_backend("cupy")
 
 
-def test_installed_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("count", "status", "driver", "reason"),
+    [
+        (None, 35, 0, "finds no NVIDIA driver: install one"),
+        (
+            None,
+            35,
+            11040,
+            r"driver is for CUDA 11\.4 and this CuPy for CUDA 12\.9: update the driver, or install the CuPy for CUDA 11",
+        ),
+        (None, 100, 13000, "finds no GPU: look at nvidia-smi, and whether CUDA_VISIBLE_DEVICES hides it"),
+        (0, None, 13000, "finds no GPU: look at nvidia-smi"),
+        (None, 999, 13000, "CUDA reports error 999"),
+        (1, None, 13000, None),
+    ],
+)
+def test_installed_and_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, count: int | None, status: int, driver: int, reason: str | None
+) -> None:
+    """No driver, one that is too old, no GPU, and what nobody foresaw."""
+
+    class Failed(Exception):
+        pass
+
+    def count_them() -> int:
+        if count is None:
+            error = Failed()
+            error.status = status  # type: ignore[attr-defined]
+            raise error
+        return count
+
+    runtime = types.SimpleNamespace(
+        getDeviceCount=count_them, CUDARuntimeError=Failed, driverGetVersion=lambda: driver, runtimeGetVersion=lambda: 12090
+    )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    absent = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False))
-    monkeypatch.setitem(sys.modules, "cupy", absent)
-    assert "finds no GPU" in (CupyBackend.unavailable() or "")
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime)))
+    found = CupyBackend.unavailable()
+    if reason is None:
+        assert found is None
+    else:
+        assert re.search(reason, found or "")
+        with pytest.raises(BackendError, match=reason) as raised:
+            ts.get_backend("cupy:1")
+        assert "pip install" not in str(raised.value)  # which would not help
 
 
 def test_installed_and_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +168,9 @@ def test_it_is_listed_with_its_reason() -> None:
     (line,) = [line for line in ts.backends() if line.name == "cupy"]
     assert line.available == (CupyBackend.unavailable() is None)
     if not line.available:
-        assert "CuPy is" in line.reason
+        assert "CuPy" in line.reason
         assert "cuda12" in line.install
+        assert ("cuda12" in str(line)) == ("driver" not in line.reason)  # which pip does not install
 
 
 # --- our own logic, if CuPy does as NumPy does ------------------------------------------------------------------------
@@ -178,8 +231,10 @@ class _NumpyAsCupy(types.ModuleType):
     ElementwiseKernel = _Kernel
     cuda = types.SimpleNamespace(
         Device=lambda: types.SimpleNamespace(id=0, synchronize=lambda: None),
-        is_available=lambda: True,
-        runtime=types.SimpleNamespace(getDeviceProperties=lambda number: {"name": b"NumPy"}),
+        memory=types.SimpleNamespace(OutOfMemoryError=MemoryError),
+        runtime=types.SimpleNamespace(
+            getDeviceProperties=lambda number: {"name": b"NumPy"}, getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError
+        ),
     )
 
     @staticmethod
@@ -200,6 +255,12 @@ def _scatter_add(total: Any, key: Any, values: Any) -> None:
     np.add.at(total, key, values)
 
 
+class _OnNumpy(CupyBackend):
+    """What compiles is left out: NumPy's arrays are on no device that could be entered."""
+
+    compile_loop, compile_graph, elementwise = Backend.compile_loop, Backend.compile_graph, Backend.elementwise
+
+
 @pytest.fixture
 def numpy_as_cupy(monkeypatch: pytest.MonkeyPatch) -> CupyBackend:
     erf = np.vectorize(__import__("math").erf, otypes=[float])
@@ -211,7 +272,7 @@ def numpy_as_cupy(monkeypatch: pytest.MonkeyPatch) -> CupyBackend:
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    return CupyBackend()
+    return _OnNumpy()
 
 
 class TestOurLogicOnNumpy(BackendConformance):

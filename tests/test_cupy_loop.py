@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ import pytest
 import tinyseq_cupy
 import tinyseq_numpy.loop
 from gpu_shim.compilers import compiler
-from gpu_shim.cupy_on_cpu import CupyOnCpu
+from gpu_shim.cupy_on_cpu import CupyOnCpu, DeviceArray
 from gpu_shim.steps import random_step
 from test_cupy import _names_used
 from tinyseq_cupy import CupyBackend
@@ -422,7 +423,7 @@ def test_both_precisions_in_one_section(driver: str) -> None:
     last_wanted, totals_wanted = ts.scan(step, start, xs, unroll=True)
     with through_the_shim(TILES[driver]) as compiled, ts.use_backend("numpy"):
         last, totals = ts.scan(step, start, xs)
-    assert any("double* const terms =" in loop.text and "float* const lefts =" in loop.text for loop in compiled)
+    assert any("double* const terms =" in loop.text and "float* const weights0" in loop.text for loop in compiled)
     np.testing.assert_allclose(last.numpy(), last_wanted.numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(totals.numpy(), totals_wanted.numpy(), rtol=1e-5)
 
@@ -492,6 +493,7 @@ SANITIZED = """
 import sys
 import gpu_shim
 import test_cupy_loop as t
+import test_cupy_precision as p
 from tinyseq_cupy.loop import run
 
 for direction, (driver, tile) in t.itertools.product(t.DIRECTIONS, t.TILES.items()):
@@ -501,6 +503,8 @@ for direction, (driver, tile) in t.itertools.product(t.DIRECTIONS, t.TILES.items
     if "wrong" in sys.argv:
         loop.program = loop.machine.compile(loop.text.replace("unit < 10", "unit < 11"), tile.defines)
     assert t.close(t.results(loop, given, 3, False), t.reference(step, given, 3, False))
+    for kind in ("float16", "tf32"):
+        p.check("layer_norm_lstm", direction, driver, kind, "random", flags=["-fsanitize=address"])
 """
 
 
@@ -570,7 +574,6 @@ def test_what_there_is_no_code_for_is_named() -> None:
     assert "across the batch" in refused(lambda c, v: (c - (c + v).mean(0, keepdims=True), c), h, x)
     assert "getitem" in refused(lambda c, v: (c + (c * v)[:, ::2].sum(-1, keepdims=True), c), h, x)
     assert "getitem" in refused(lambda c, v: (c + (c * v)[:, :1], c), h, x)
-    assert "dtype float16" in refused(lambda c, v: (c + v, c), h.astype("float16"), x.astype("float16"))
     assert "dtype int64" in refused(lambda c, v: (c + 1, c), ts.zeros((3, 4), "int64"), x)
     cubed = lambda c, v: (c + (c + v).reshape(3, 2, 2).sum(-1).sum(-1, keepdims=True) * c, c)
     assert "shape (3, 2, 2)" in refused(cubed, h, x)
@@ -672,11 +675,8 @@ def test_it_compiles_without_spilling(cell: str, direction: str, driver: str) ->
 )
 @pytest.mark.parametrize(("cell", "direction"), EACH)
 def test_every_cell_compiles_without_spilling(
-    request: pytest.FixtureRequest, cell: str, direction: str, architecture: str, driver: str, size: int, batch: int
+    cell: str, direction: str, architecture: str, driver: str, size: int, batch: int
 ) -> None:
-    if (cell, direction, architecture, driver) == ("layer_norm_lstm", "backward", "sm_90", "streamed"):
-        reason = "what the backward step computes again takes a few registers more than there are"
-        request.applymarker(pytest.mark.xfail(reason=reason, raises=AssertionError))
     check_that_it_compiles(cell, direction, size, batch, architecture, driver)
 
 
@@ -688,6 +688,7 @@ def cupy_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CupyOnCpu]:
     cupy = CupyOnCpu()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "cupyx", cupy)
+    monkeypatch.setitem(sys.modules, "cupy._core", types.SimpleNamespace(get_compute_type=lambda dtype: 0))
     monkeypatch.setattr(run, "_programs", {})
     cuda._machine.cache_clear()
     yield cupy
@@ -721,13 +722,22 @@ def test_a_short_sequence_has_a_short_graph(cupy_on_cpu: CupyOnCpu) -> None:
 @needs_compiler
 def test_the_backend_compiles_for_the_current_device(cupy_on_cpu: CupyOnCpu) -> None:
     step = step_of("lstm", "backward")
-    loop = cuda.DeviceLoops(step)
-    assert loop.loops[cuda.current_machine()].tile.stationary
-    for number in (0, 1, 0):
-        cupy_on_cpu.current = number
+    asked = [False]
+    loop = cuda.DeviceLoops(step, lambda: asked[0])
+    assert loop.loop().tile.stationary
+    for number, asked[0] in ((0, False), (1, False), (0, False), (1, True)):
         given = arguments(step, 3)
-        assert close(results(loop, given, 3, False), reference(step, given, 3, False))
-    assert len(loop.loops) == 2
+        arrays = [[np.asarray(a).view(DeviceArray) for a in part] for part in given]
+        for a in itertools.chain(*arrays):
+            a.number = number
+        got = results(loop, arrays, 3, False)
+        if asked[0]:
+            assert not close(got, reference(step, given, 3, False))  # rounded to TF32, but then close
+            assert all(np.allclose(a, b, atol=3e-3) for a, b in zip(got, reference(step, given, 3, False), strict=True))
+        else:
+            assert close(got, reference(step, given, 3, False))
+        assert cupy_on_cpu.current == 0
+    assert [(machine.number, tf32) for machine, tf32 in loop.loops] == [(0, False), (1, False), (1, True)]
 
 
 @needs_compiler
@@ -757,7 +767,9 @@ def test_an_old_gpu_is_refused(cupy_on_cpu: CupyOnCpu) -> None:
 def test_the_backend_falls_back_and_says_so(cupy_on_cpu: CupyOnCpu, monkeypatch: pytest.MonkeyPatch) -> None:
     tinyseq_cupy._say_once.cache_clear()
     backend = object.__new__(CupyBackend)
-    backend.__dict__.update({**vars(get_backend("numpy")), "xp": np, "array_type": np.ndarray})
+    backend.__dict__.update(
+        {**vars(get_backend("numpy")), "xp": cupy_on_cpu, "array_type": np.ndarray, "number": None, "several": False}
+    )
     step = step_of("lstm", "forward")
     monkeypatch.setattr(cuda.current_machine(), "limits", Device(4, 64))
     with pytest.warns(UserWarning, match="one operation at a time, since the compiled loop has no code for 10 units"):
@@ -784,7 +796,8 @@ def test_cupy_has_what_is_called() -> None:
         cupy.cuda.Stream: "begin_capture end_capture wait_event",
         cupy.cuda.Event: "record synchronize",
         cupy.cuda.Graph: "launch",
-        cupy.cuda.Device: "attributes compute_capability id",
+        cupy.cuda.Device: "attributes compute_capability id synchronize __enter__",
+        cupy.ndarray: "data device flags copy __dlpack__ __dlpack_device__",
     }
     for kind, attributes in parts.items():
         for attribute in attributes.split():
@@ -811,3 +824,19 @@ def test_on_a_gpu(cell: str, direction: str, driver: str) -> None:
             got = results(loop, [[cupy.asarray(a) for a in part] for part in given], steps, True)
             for a, b in zip(got, reference(step, given, steps, True), strict=True):
                 np.testing.assert_allclose(cupy.asnumpy(a), b, rtol=1e-4, atol=2e-5 * np.abs(b).max())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("driver", TILES)
+@pytest.mark.parametrize(("cell", "direction"), [("lstm", "forward"), ("lstm", "backward"), ("layer_norm_lstm", "backward")])
+def test_small_on_a_gpu(cell: str, direction: str, driver: str) -> None:
+    """For compute-sanitizer, which takes long: several blocks and groups of rows, none of them full."""
+    import cupy
+
+    step = step_of(cell, direction)
+    tile = replace(TILES[driver], threads=32)
+    loop = run.compile_loop(step, cuda.current_machine(), tile)
+    given = arguments(step, 4)
+    got = results(loop, [[cupy.asarray(a) for a in part] for part in given], 4, False)
+    for a, b in zip(got, reference(step, given, 4, False), strict=True):
+        np.testing.assert_allclose(cupy.asnumpy(a), b, rtol=1e-4, atol=1e-5)

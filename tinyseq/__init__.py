@@ -21,6 +21,7 @@ from tinyseq.backend import BackendInfo as BackendInfo
 from tinyseq.backend import backends as backends
 from tinyseq.backend import current_backend as current_backend
 from tinyseq.backend import get_backend as get_backend
+from tinyseq.backend import synchronize as synchronize
 from tinyseq.backend import use_backend as use_backend
 from tinyseq.compiler.jit import jit as jit
 from tinyseq.creation import *  # noqa: F403

@@ -34,6 +34,7 @@ __all__ = [
     "canonical_dtype",
     "current_backend",
     "get_backend",
+    "synchronize",
     "use_backend",
 ]
 
@@ -61,6 +62,7 @@ class Backend:
             pass over memory of it.
         generator_family: backends that name the same family share one random generator, so that the same seed
             gives the same numbers on each.
+        dlpack_devices: the kinds of device, by DLPack's numbers, whose arrays this library takes as they are; 1 is the host.
 
     A subclass sets ``xp`` and ``array_type`` before it calls ``super().__init__()``, and overrides ``overrides()``.
     """
@@ -69,6 +71,7 @@ class Backend:
     install: ClassVar[str] = ""
     generator_family: ClassVar[str]
     recomputes: ClassVar[bool] = False
+    dlpack_devices: ClassVar[tuple[int, ...]] = (1,)
     xp: Any
     fuses: Fuses | None = None
     array_type: type
@@ -80,8 +83,22 @@ class Backend:
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """Why this backend cannot run here, in one sentence; None if it can."""
+        """Why this backend cannot run here, in one sentence; None if it can.
+
+        What to do comes after a colon, unless it is ``install``.
+        """
         return None
+
+    @classmethod
+    def on(cls, place: str) -> Backend:
+        """The backend on one of its devices: ``"cupy:1"`` asks for ``on("1")``.
+
+        Raises:
+            BackendError: it has no such device.
+        """
+        raise BackendError(
+            f"the backend {cls.name!r} has no devices to choose from, got '{cls.name}:{place}'; say {cls.name!r}"
+        )
 
     @property
     def version(self) -> str:
@@ -103,6 +120,18 @@ class Backend:
             return getattr(self.xp, dtype.name)
         except AttributeError:
             raise DTypeError(f"the {self.name!r} backend has no dtype {dtype.name}; cast to float32 first") from None
+
+    def holds(self, array: Array) -> bool:
+        """Whether an array is this library's and, of several devices, on this backend's."""
+        return type(array) is self.array_type
+
+    def owner(self, array: Array) -> Backend:
+        """The backend of the device on which an array of this library is."""
+        return self
+
+    def moved(self, array: Array) -> Array:
+        """An array of this library from another device on this backend's."""
+        return array
 
     def asarray(self, value: Any, dtype: np.dtype[Any] | None = None) -> Array:
         """A number, nested lists or an array as this library's array; no copy where none is needed."""
@@ -194,7 +223,12 @@ class BackendInfo:
     def __str__(self) -> str:
         if self.available:
             return f"{self.name}: {self.version} on {self.device}"
-        return f"{self.name}: not available: {self.reason} ({self.install})"
+        remedy = "" if _says_what_to_do(self.reason) else f" ({self.install})"
+        return f"{self.name}: not available: {self.reason}{remedy}"
+
+
+def _says_what_to_do(reason: str) -> bool:
+    return ": " in reason
 
 
 # The built-in names resolve without a scan of the installed packages.
@@ -228,8 +262,10 @@ def _backend_class(name: str) -> type[Backend]:
 def get_backend(name: str | Backend) -> Backend:
     """The backend of that name, loaded once; a Backend as it is, and from then on its arrays are known.
 
+    ``"cupy:1"`` is the backend on its device 1.
+
     Raises:
-        BackendError: no such backend, or it cannot run here; the sentence says what to install.
+        BackendError: no such backend or device, or it cannot run here; the sentence says what to install.
 
     >>> get_backend("numpy").name
     'numpy'
@@ -238,12 +274,13 @@ def get_backend(name: str | Backend) -> Backend:
         _by_array_type.setdefault(name.array_type, name)
         return name
     if name not in _loaded:
-        kind = _backend_class(name)
+        library, colon, place = name.partition(":")
+        kind = _backend_class(library)
         reason = kind.unavailable()
         if reason is not None:
-            remedy = f"; install it with: {kind.install}" if kind.install else ""
+            remedy = f"; install it with: {kind.install}" if kind.install and not _says_what_to_do(reason) else ""
             raise BackendError(f"the backend {name!r} cannot run here: {reason}{remedy}")
-        backend = kind()
+        backend = kind.on(place) if colon else kind()
         _loaded[name] = backend
         _by_array_type.setdefault(backend.array_type, backend)
     return _loaded[name]
@@ -264,6 +301,17 @@ def backend_of(array: Array) -> Backend | None:
     """The backend that an array belongs to: the one in force if it takes such arrays, else the first loaded that does."""
     current = current_backend()
     return current if type(array) is current.array_type else _by_array_type.get(type(array))
+
+
+def synchronize() -> None:
+    """Wait until the device of the backend in force has done all that it was given.
+
+    On a GPU operations return at once; a time is that of the work only if it ends with this.
+
+    >>> import tinyseq as ts
+    >>> y = ts.ones(3) + 1; ts.synchronize()
+    """
+    current_backend().synchronize()
 
 
 class use_backend:

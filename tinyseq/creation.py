@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from tinyseq.backend import current_backend
-from tinyseq.errors import ShapeError
-from tinyseq.tensor import DEFAULT, Tensor, bool_, int64
+from tinyseq.backend import current_backend, get_backend
+from tinyseq.errors import BackendError, DTypeError, ShapeError
+from tinyseq.tensor import DEFAULT, Tensor, _kind, bool_, int64
 
-__all__ = ["arange", "eye", "full", "full_like", "linspace", "ones", "ones_like", "zeros", "zeros_like"]
+__all__ = ["arange", "eye", "from_dlpack", "full", "full_like", "linspace", "ones", "ones_like", "zeros", "zeros_like"]
 
 Shape = int | Sequence[int]
+_HOST = 1  # DLPack's number
 
 
 def _shape(shape: Shape) -> tuple[int, ...]:
@@ -112,3 +113,40 @@ def eye(rows: int, columns: int | None = None, dtype: Any = DEFAULT) -> Tensor:
     [[1.0, 0.0], [0.0, 1.0]]
     """
     return _from_host(np.eye(rows, columns, dtype=dtype), False)
+
+
+def from_dlpack(array: Any) -> Tensor:
+    """Another library's array as a constant that shares its memory: nothing is copied.
+
+    What is on the host becomes a tensor of the backend in force if that takes arrays of the host, else of NumPy's; what is
+    on a GPU becomes one of CuPy's, on the same device. As results and gradients may keep such an array, do not write to it
+    before they are done with; ``ts.tensor`` makes a copy. The other way round, ``torch.from_dlpack(x.detach())`` and the
+    like take a tensor of tinyseq.
+
+    Args:
+        array: what has ``__dlpack__`` and ``__dlpack_device__``, such as a tensor of PyTorch or JAX, or an array of CuPy.
+
+    Raises:
+        BackendError: it is on a device for which there is no backend here.
+        DTypeError: it has no DLPack, or a dtype that tinyseq does not have.
+
+    >>> import numpy as np
+    >>> import tinyseq as ts
+    >>> a = np.ones(3, np.float32)
+    >>> np.shares_memory(ts.from_dlpack(a).numpy(), a)
+    True
+    """
+    if not (hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__")):
+        raise DTypeError(f"from_dlpack takes an array with __dlpack__, got {type(array).__name__}; ts.tensor copies lists")
+    kind, number = (int(part) for part in array.__dlpack_device__())
+    backend = current_backend()
+    if kind not in backend.dlpack_devices:
+        backend = get_backend("numpy" if kind == _HOST else "cupy")
+    if kind not in backend.dlpack_devices:
+        raise BackendError(f"there is no backend for an array on DLPack's device {kind}, number {number}; move it to the host")
+    try:
+        shared = backend.xp.from_dlpack(array)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise DTypeError(f"this {type(array).__name__} cannot be shared: {error}") from error
+    _kind(shared.dtype)
+    return Tensor(shared)

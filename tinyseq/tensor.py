@@ -491,7 +491,7 @@ class Tensor:
     @property
     def backend(self) -> Backend:
         """The backend that operations on this tensor run on."""
-        return _backend_for(TABLE["copy"], (self,))
+        return _backend_for(TABLE["copy"], (self,)).owner(self.data)
 
     @property
     def requires_grad(self) -> bool:
@@ -755,17 +755,18 @@ class Tensor:
         return apply(TABLE["copy"], (self,))
 
     def to(self, where: str | Backend) -> Tensor:
-        """The same values on another backend; a constant, unless it is there already.
+        """The same values on another backend or device, such as ``"cupy:1"``; a constant, unless it is there already.
 
         Raises:
             GraphError: the result of a recorded operation cannot move.
         """
         backend = get_backend(where)
-        if type(self.data) is backend.array_type:
+        if backend.holds(self.data):
             return self
         if isinstance(self.node, Node):
             raise GraphError("the result of a recorded operation cannot move to another backend; use .detach() first")
-        moved = type(self)(backend.asarray(self.backend.to_numpy(self.data)))
+        own = type(self.data) is backend.array_type  # on another device of the same library
+        moved = type(self)(backend.moved(self.data) if own else backend.asarray(self.backend.to_numpy(self.data)))
         moved.requires_grad = self.requires_grad
         return moved
 

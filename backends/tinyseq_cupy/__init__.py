@@ -6,44 +6,71 @@ is imported, what it says where it cannot run, and the arithmetic of its random 
 No operation copies to the host; ``.numpy()``, ``.item()``, ``print`` and the like do, and wait for the device. As always
 in CuPy, an index out of bounds wraps around without an error, and sums of many terms into one place (the gradient of a
 look-up) add in no fixed order.
+
+``"cupy"`` is the current CUDA device, ``"cupy:1"`` device 1. An operation runs where its arrays are. Memory comes from
+CuPy's pool, which keeps what is freed for the next array.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from tinyseq.array_api import fill_key, full_permutation
-from tinyseq.backend import Backend
+from tinyseq.backend import Backend, get_backend
+from tinyseq_cupy.device import careful, device_count, device_name, device_number, memory_explained, why_no_device
 from tinyseq_cupy.philox import Philox
 
 if TYPE_CHECKING:
     from tinyseq.compiler.loop import Step
+    from tinyseq.graph import Graph
+    from tinyseq_cupy.elementwise import Elementwise
 
 __all__ = ["CupyBackend"]
 
 Array = Any
-Axes = tuple[int, ...]
+_DEFAULT, _TF32 = 1, 7  # of cupy._core._routines_linalg's compute types
 
 
 class CupyBackend(Backend):
-    """CuPy arrays on the current CUDA device."""
+    """CuPy arrays on a CUDA device.
 
-    name: ClassVar[str] = "cupy"
+    Args:
+        number: the device on which new arrays are made; the one that is current at the time if None.
+    """
+
+    name: str = "cupy"  # type: ignore[misc]  # each device has a name and a random generator of its own
+    generator_family: str = "cupy"  # type: ignore[misc]
     install: ClassVar[str] = "pip install 'tinyseq[cuda12]' (or cuda13, to match the driver)"
-    generator_family: ClassVar[str] = "cupy"
+    recomputes: ClassVar[bool] = True
+    dlpack_devices: ClassVar[tuple[int, ...]] = (2, 13)  # CUDA's memory, and such as moves by itself
 
-    def __init__(self) -> None:
+    def __init__(self, number: int | None = None) -> None:
         import cupy
 
         self.xp = cupy
         self.array_type = cupy.ndarray
+        self.number = number
         super().__init__()
+        if number is not None:
+            self.name = self.generator_family = f"cupy:{number}"
+        self.several = device_count(cupy) > 1
+        self.table.update({name: careful(name, operation, cupy, self.several) for name, operation in self.table.items()})
+        self._compiled: dict[tuple[Any, ...], Elementwise] = {}
+
+    @classmethod
+    def on(cls, place: str) -> CupyBackend:
+        """The device with that number."""
+        import cupy
+
+        return cls(device_number(place, cupy))
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -54,16 +81,36 @@ class CupyBackend(Backend):
             import cupy
         except Exception as error:  # what a broken CUDA installation raises is not only ImportError
             return f"CuPy is installed but cannot be imported: {str(error).strip().splitlines()[0]}"
-        if not cupy.cuda.is_available():
-            return "CuPy is installed but finds no GPU, or no driver for one that is new enough"
-        return None
+        return why_no_device(cupy)
 
     @property
     def device(self) -> str:
         """The GPU's name and number."""
-        number = self.xp.cuda.Device().id
-        name = self.xp.cuda.runtime.getDeviceProperties(number)["name"].decode()
-        return f"{name} (cuda:{number})"
+        number = self.xp.cuda.Device().id if self.number is None else self.number
+        return f"{device_name(self.xp, number)} (cuda:{number})"
+
+    @property
+    def allow_tf32(self) -> bool:
+        """Whether products of float32 may round what they multiply to TF32, for which there are fast tensor cores.
+
+        Off, as in PyTorch, unless the environment says ``CUPY_TF32=1``. It is CuPy's own setting, and holds for all devices.
+        """
+        from cupy._core import get_compute_type
+
+        return bool(get_compute_type(np.float32) == _TF32)
+
+    @allow_tf32.setter
+    def allow_tf32(self, allowed: bool) -> None:
+        from cupy._core import set_compute_type
+
+        set_compute_type(np.float32, _TF32 if allowed else _DEFAULT)
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """Make new arrays on this device."""
+        cupy = self.xp
+        with nullcontext() if self.number is None else cupy.cuda.Device(self.number), memory_explained(cupy):
+            yield
 
     def overrides(self) -> dict[str, Callable[..., Array]]:
         """CuPy's ufuncs take numbers beside arrays as they are; making an array of each would be a copy to the device."""
@@ -72,6 +119,39 @@ class CupyBackend(Backend):
     def native_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """CuPy uses NumPy's dtypes."""
         return dtype
+
+    def holds(self, array: Array) -> bool:
+        """Whether it is a CuPy array, and on this device."""
+        if not self._own(array) or not self.several:
+            return self._own(array)
+        number = self.xp.cuda.Device().id if self.number is None else self.number
+        return bool(array.device.id == number)
+
+    def _own(self, array: Any) -> bool:
+        return type(array) is self.array_type
+
+    def owner(self, array: Array) -> Backend:
+        """That of the array's device, if there are several."""
+        if not self.several or self.holds(array):
+            return self
+        return get_backend(f"cupy:{array.device.id}")
+
+    def moved(self, array: Array) -> Array:
+        """A CuPy array of another device on this one, without the host."""
+        with self._here():
+            return array.copy()
+
+    def asarray(self, value: Any, dtype: np.dtype[Any] | None = None) -> Array:
+        """Values on this device; a CuPy array stays where it is."""
+        if self._own(value) and dtype in (None, value.dtype):
+            return value
+        with self._here():
+            return self.xp.asarray(value, dtype=dtype)
+
+    def full(self, shape: tuple[int, ...], value: Any, dtype: np.dtype[Any]) -> Array:
+        """A new array with every element equal to ``value``."""
+        with self._here():
+            return self.xp.full(shape, value, dtype=dtype)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """A copy on the host; waits for the device."""
@@ -85,23 +165,48 @@ class CupyBackend(Backend):
         from tinyseq_cupy.loop.plan import Unsupported
 
         try:
-            return DeviceLoops(step)
+            with self._here():
+                return DeviceLoops(step, lambda: self.allow_tf32)
         except Unsupported as reason:
             debug.show("time", f"fell back to one operation at a time: there is no code for {reason}")
             _say_once(str(reason))
             return super().compile_loop(step)
 
+    def compile_graph(self, graph: Graph) -> Callable[..., list[Array]]:
+        """Elementwise work and reductions of rows as one kernel each; the rest as it is."""
+        from tinyseq_cupy.loop.cuda import current_machine
+        from tinyseq_cupy.regions import compile_graph
+
+        program = compile_graph(graph, self, current_machine)
+
+        def run(*arrays: Array) -> list[Array]:
+            where = next((a.device for a in arrays if self._own(a)), nullcontext())
+            with where, memory_explained(self.xp):
+                return program(*arrays)
+
+        return run
+
+    def elementwise(self, rule: Callable[..., Callable[..., tuple[Any, ...]]], **flags: Any) -> Callable[..., tuple[Any, ...]]:
+        """One kernel that writes in place, for float16, float32 and float64."""
+        from tinyseq_cupy.elementwise import Elementwise
+
+        key = (rule, *sorted(flags.items()))
+        if key not in self._compiled:
+            self._compiled[key] = Elementwise(self.xp, rule, flags, super().elementwise(rule, **flags))
+        return self._compiled[key]
+
     def contiguous(self, array: Array) -> Array:
         """The array in C order."""
-        return array if array.flags.c_contiguous else array.copy()
+        return array if array.flags.c_contiguous else self.table["copy"](array)
 
     def synchronize(self) -> None:
-        """Wait for all work on the current device."""
-        self.xp.cuda.Device().synchronize()
+        """Wait for all work on this device."""
+        with self._here():
+            self.xp.cuda.Device().synchronize()
 
     def new_generator(self, seed: int) -> Philox:
         """Numbers are made on the device; the state, a key and a counter, stays on the host."""
-        return Philox(self.xp, seed)
+        return Philox(self.xp, seed, self._here)
 
     def generator_state(self, generator: Philox) -> dict[str, Any]:
         """The key and the counter."""
@@ -129,6 +234,13 @@ def _overrides(cupy: Any) -> dict[str, Callable[..., Array]]:
     def clip(x: Array, *, low: float | None, high: float | None) -> Array:
         x = x if low is None else cupy.maximum(x, low)
         return x if high is None else cupy.minimum(x, high)
+
+    def matmul(x: Array, y: Array) -> Array:
+        if x.ndim < 3 or y.ndim != 2:
+            return cupy.matmul(x, y)
+        # One product of many rows. As a batch of products CuPy 14 computes float16 in float32, and bfloat16 not at all.
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        return cupy.matmul(rows, y).reshape(*x.shape[:-1], y.shape[-1])
 
     def pad(x: Array, *, widths: tuple[tuple[int, int], ...], value: float) -> Array:
         lead = x.ndim - len(widths)
@@ -188,6 +300,7 @@ def _overrides(cupy: Any) -> dict[str, Callable[..., Array]]:
         "cumsum": lambda x, *, axis: cupy.cumsum(x, axis=axis),
         "reshape": lambda x, *, shape: x.reshape(shape),
         "permute": lambda x, *, axes: x.transpose(full_permutation(axes, x.ndim)),
+        "matmul": matmul,
         "pad": pad,
         "concatenate": lambda *arrays, axis, sizes: cupy.concatenate(arrays, axis=axis),
         "getitem": lambda x, *indices, key: x[fill_key(key, indices)],

@@ -9,7 +9,8 @@ Reference: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,11 @@ class Philox:
     Args:
         cupy: the module.
         seed: any integer that is not negative.
+        here: a context in which arrays are made on the right device.
     """
 
-    def __init__(self, cupy: Any, seed: int) -> None:
-        self._cupy = cupy
+    def __init__(self, cupy: Any, seed: int, here: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._cupy, self._here = cupy, here
         self._kernels: dict[str, Any] = {}
         # Neighbouring seeds should have nothing in common; NumPy's hash sees to that.
         self.key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
@@ -112,7 +114,8 @@ class Philox:
     def permutation(self, n: int) -> Array:
         """The integers 0 to n - 1 in random order: that of random keys, which differ but for one chance in 2**60."""
         keys = self._fill("keys", "value = ((unsigned long long)c[0] << 32) | c[1]", n, np.uint64)
-        return self._cupy.argsort(keys)
+        with self._here():
+            return self._cupy.argsort(keys)
 
     def _float(self, dtype: Any) -> str:
         name = np.dtype(dtype).name
@@ -122,7 +125,6 @@ class Philox:
 
     def _fill(self, name: str, operation: str, size: Shape, dtype: Any, low: int = 0, span: int = 0) -> Array:
         shape = (size,) if isinstance(size, int) else tuple(size)
-        out = self._cupy.empty(shape, dtype=dtype)
         if name not in self._kernels:
             self._kernels[name] = self._cupy.ElementwiseKernel(
                 "uint64 key, uint64 draw, int64 low, uint64 span",
@@ -131,7 +133,9 @@ class Philox:
                 f"tinyseq_{name}",
                 preamble="#define DEVICE __device__ inline\n" + PHILOX,
             )
-        if math.prod(shape):
-            self._kernels[name](np.uint64(self.key), np.uint64(self.draw), np.int64(low), np.uint64(span), out)
+        with self._here():
+            out = self._cupy.empty(shape, dtype=dtype)
+            if math.prod(shape):
+                self._kernels[name](np.uint64(self.key), np.uint64(self.draw), np.int64(low), np.uint64(span), out)
         self.draw += 1
         return out

@@ -87,6 +87,10 @@ class CpuProgram:
         self.fill(table)
         self.run("ts_loop", grid, shared, 0)
 
+    def plain(self, name: str, table: Sequence[int], grid: tuple[int, int], shared: int) -> None:
+        self.fill(table)
+        self.run(name, grid, shared, 0)
+
     def streamed(self, table: Sequence[int], grid: tuple[int, int], shared: int, before: bool, each: int, steps: int) -> None:
         self.fill(table)
         if before:

@@ -20,6 +20,17 @@ class DeviceArray(np.ndarray[Any, Any]):
     def data(self) -> Any:  # type: ignore[override]
         return Pointer(self.__array_interface__["data"][0])
 
+    @property
+    def device(self) -> Any:  # type: ignore[override]
+        import sys
+
+        cupy = sys.modules["cupy"]
+        return cupy.cuda.Device(getattr(self, "number", None))
+
+    def __array_finalize__(self, other: Any) -> None:
+        if isinstance(other, DeviceArray) and hasattr(other, "number"):
+            self.number = other.number
+
 
 class Pointer:
     def __init__(self, ptr: int, events: list[str] | None = None) -> None:
@@ -103,6 +114,32 @@ class Event:
         self.cupy.events.append("record")
 
 
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class Device:
+    """A device, which is the current one within ``with``."""
+
+    def __init__(self, cupy: CupyOnCpu, number: int | None) -> None:
+        self.cupy, self.id = cupy, cupy.current if number is None else number
+        limits = CpuMachine.limits
+        self.compute_capability = cupy.capability
+        self.attributes = {"MultiProcessorCount": limits.processors, "MaxSharedMemoryPerBlockOptin": limits.shared}
+        self.before: list[int] = []
+
+    def __enter__(self) -> Device:
+        self.before.append(self.cupy.current)
+        self.cupy.current = self.id
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cupy.current = self.before.pop()
+
+    def synchronize(self) -> None:
+        self.cupy.events.append(f"synchronize {self.id}")
+
+
 class CupyOnCpu(types.ModuleType):
     """Put it into ``sys.modules`` as ``cupy`` and ``cupyx``.
 
@@ -117,12 +154,10 @@ class CupyOnCpu(types.ModuleType):
         self.events: list[str] = []
         self.captured: list[Call] | None = None
         self.capability, self.resident, self.current = "90", 1, 0
-        limits = CpuMachine.limits
-        attributes = {"MultiProcessorCount": limits.processors, "MaxSharedMemoryPerBlockOptin": limits.shared}
         self.cuda = types.SimpleNamespace(
-            Device=lambda number=None: types.SimpleNamespace(
-                id=self.current if number is None else number, compute_capability=self.capability, attributes=attributes
-            ),
+            Device=lambda number=None: Device(self, number),
+            memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            runtime=types.SimpleNamespace(memGetInfo=lambda: (2**29, 8 * 2**30)),
             Event=lambda disable_timing: Event(self),
             Stream=lambda non_blocking: Stream(self),
             get_current_stream=lambda: Stream(self),

@@ -16,6 +16,7 @@ constexpr size_t FENCE = 4096;  // bytes after a block's shared memory that must
 struct Block {
     char* shared;
     int live, waiting, line;
+    ShimWarp* warps;
 };
 struct Fiber {
     ucontext_t context;
@@ -68,6 +69,10 @@ int random_below(int n) {
 
 char* shim_shared() { return current->block->shared; }
 
+ShimWarp* shim_warp() { return &current->block->warps[threadIdx.x / 32]; }
+
+void shim_moved() { idle = 0; }
+
 void shim_yield() {
     idle++;
     swapcontext(&current->context, &scheduler);
@@ -93,7 +98,7 @@ extern "C" int shim_run(void (*kernel)(int), int x, int y, int threads, long sha
     Block* const blocks = new Block[x * y];
     fibers = new Fiber[count];
     for (int b = 0; b < x * y; b++) {
-        blocks[b] = {static_cast<char*>(malloc(shared + FENCE)), threads, 0, 0};
+        blocks[b] = {static_cast<char*>(malloc(shared + FENCE)), threads, 0, 0, new ShimWarp[threads / 32 + 1]()};
         memset(blocks[b].shared, 0xff, shared + FENCE);
         for (int t = 0; t < threads; t++) {
             Fiber& fiber = fibers[b * threads + t];
@@ -124,6 +129,7 @@ extern "C" int shim_run(void (*kernel)(int), int x, int y, int threads, long sha
         for (size_t k = 0; k < FENCE; k++)
             if (blocks[b].shared[shared + k] != char(0xff)) result = 3;
         free(blocks[b].shared);
+        delete[] blocks[b].warps;
     }
     delete[] fibers;
     delete[] blocks;

@@ -213,7 +213,21 @@ class Module:
                 parameter.grad = None
 
     def to(self: M, where: str | Backend) -> M:
-        """Move all parameters and buffers to another backend, in place; gradients are dropped. Returns the module."""
+        """Move all parameters and buffers to another backend or device, in place; gradients are dropped.
+
+        Args:
+            where: a backend's name, with a device's number where it has several: ``"numpy"``, ``"cupy"``, ``"cupy:1"``.
+
+        Returns:
+            The module.
+
+        Raises:
+            BackendError: there is no such backend or device here.
+
+        >>> import tinyseq as ts
+        >>> ts.nn.Linear(2, 3).to("numpy").weight.backend.name
+        'numpy'
+        """
         backend = where if isinstance(where, Backend) else get_backend(where)
         return self._replace(lambda value: value.detach().to(backend))
 

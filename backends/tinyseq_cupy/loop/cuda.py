@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyseq.errors import BackendError
+from tinyseq_cupy.device import memory_explained
 from tinyseq_cupy.loop.plan import plan_step
 from tinyseq_cupy.loop.run import Loop
 from tinyseq_cupy.loop.source import HEADER
@@ -25,6 +26,7 @@ __all__ = ["CudaMachine", "DeviceLoops", "current_machine"]
 
 Array = Any
 CAPABILITY = 70  # release and acquire instructions came with Volta
+TENSOR_CORES = 80  # those that take bfloat16 and TF32 came with Ampere
 STEPS = 32  # of a CUDA graph, at most; it is replayed for every so many steps
 TABLES = 8  # calls that may be under way before the host waits for the first of them
 
@@ -42,27 +44,40 @@ def _machine(number: int) -> CudaMachine:
 
 
 class DeviceLoops:
-    """A step's loop on whichever device is the current one when it is called; the current one's is made at once.
+    """A step's loop on the device where its arrays are when it is called; the current device's is made at once.
+
+    Args:
+        step: what to compile.
+        tf32: whether products of float32 may be rounded to TF32, asked at each call.
 
     Raises:
         Unsupported: there is no code for an operation in the step, or a block's share does not fit into shared memory.
     """
 
-    def __init__(self, step: Step) -> None:
-        self.plan = plan_step(step)
-        self.loops: dict[CudaMachine, Loop] = {}
-        self._here()
+    def __init__(self, step: Step, tf32: Callable[[], bool]) -> None:
+        self.plan, self.tf32 = plan_step(step), tf32
+        self.loops: dict[tuple[CudaMachine, bool], Loop] = {}
+        self.loop()
 
     def __call__(
         self, carry: Sequence[Array], stacks: Sequence[Array], closed: Sequence[Array], steps: int, reverse: bool
     ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-        return self._here()(carry, stacks, closed, steps, reverse)
+        """Run it.
 
-    def _here(self) -> Loop:
-        machine = current_machine()
-        if machine not in self.loops:
-            self.loops[machine] = Loop(self.plan, machine)
-        return self.loops[machine]
+        Raises:
+            BackendError: the device's memory is full.
+        """
+        import cupy
+
+        with carry[0].device, memory_explained(cupy):
+            return self.loop()(carry, stacks, closed, steps, reverse)
+
+    def loop(self) -> Loop:
+        """The current device's."""
+        key = current_machine(), self.tf32()
+        if key not in self.loops:
+            self.loops[key] = Loop(self.plan, key[0], tf32=key[1])
+        return self.loops[key]
 
 
 class CudaMachine:
@@ -75,14 +90,19 @@ class CudaMachine:
     def __init__(self, number: int) -> None:
         import cupy
 
-        self._cupy = cupy
+        self._cupy, self.number = cupy, number
         device = cupy.cuda.Device(number)
-        if int(device.compute_capability) < CAPABILITY:
+        capability = int(device.compute_capability)
+        if capability < CAPABILITY:
             raise BackendError(
                 f"compiled loops need a GPU of compute capability 7.0 or newer, and cuda:{number} has "
                 f"{device.compute_capability[:-1]}.{device.compute_capability[-1]}: use scan(unroll=True) or another backend"
             )
-        self.limits = Device(device.attributes["MultiProcessorCount"], device.attributes["MaxSharedMemoryPerBlockOptin"])
+        self.limits = Device(
+            device.attributes["MultiProcessorCount"],
+            device.attributes["MaxSharedMemoryPerBlockOptin"],
+            capability >= TENSOR_CORES,
+        )
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An array on the device."""
@@ -151,6 +171,12 @@ class CudaProgram:
                 if i:
                     self.table.copy_entry("first_step", firsts[i])
                 graph.launch()
+
+    def plain(self, name: str, table: Sequence[int], grid: tuple[int, int], shared: int) -> None:
+        """Any kernel, once."""
+        kernel = self.kernel(name, shared)
+        with self.table.filled(table):
+            kernel(grid, (self.threads,), (), shared_mem=shared)
 
     def _graph(self, grid: tuple[int, int], shared: int, each: int, count: int) -> Any:
         key = grid, shared, count

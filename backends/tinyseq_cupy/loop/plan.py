@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyseq.graph import Equation, Operand, Var
-from tinyseq_cupy.loop.scalars import SUPPORTED
+from tinyseq_cupy.loop.scalars import SUPPORTED, is_float, register_dtype
 
 if TYPE_CHECKING:
     from tinyseq.compiler.loop import Step
@@ -43,7 +43,6 @@ __all__ = [
 REDUCTIONS = ("sum", "max", "min")
 RENAMES = ("getitem", "concatenate", "reshape", "broadcast_to", "copy")
 MAX_PIECES = 16  # of a value: each is a line of code
-FLOATS = (np.dtype("float32"), np.dtype("float64"))
 
 
 class Unsupported(Exception):
@@ -95,6 +94,8 @@ class Product:
         pieces: G.
         units: the columns of a piece.
         out: the result, which is in shared memory in its section.
+
+    Its operands' dtype is that of ``out``; sums are of its register dtype.
     """
 
     number: int
@@ -104,11 +105,6 @@ class Product:
     pieces: int
     units: int
     out: Var
-
-    @property
-    def padded(self) -> int:
-        """K, up to whole fours."""
-        return -(-self.inner // 4) * 4
 
 
 @dataclass(frozen=True)
@@ -187,8 +183,9 @@ class Plan:
     @property
     def terms(self) -> tuple[int, np.dtype[Any]]:
         """The most sums to which a section adds, and the widest dtype of any."""
-        dtypes = [v.dtype for v in self.partials]
-        return max(len(section.terms) for section in self.sections), max(dtypes, key=lambda d: d.itemsize, default=FLOATS[0])
+        dtypes = [register_dtype(v.dtype) for v in self.partials]
+        most = max(len(section.terms) for section in self.sections)
+        return most, max(dtypes, key=lambda d: d.itemsize, default=np.dtype("float32"))
 
     def pieces(self, v: Var) -> int:
         """How many columns of a value a thread has."""
@@ -236,7 +233,7 @@ class _Planner:
         if not step.carry or any(not v.shape for v in step.carry):
             raise Unsupported("a carry without a batch axis")
         for v in (*graph.inputs, *graph.closed, *(e.output for e in graph.equations)):
-            if v.dtype not in FLOATS and v.dtype.kind != "b":
+            if not is_float(v.dtype) and v.dtype.kind != "b":
                 raise Unsupported(f"values of dtype {v.dtype}")
             if len(v.shape) > 2:
                 raise Unsupported(f"a value of shape {v.shape}")
@@ -359,7 +356,7 @@ class _Planner:
             if not isinstance(left, Var) or right not in self.step.graph.closed or right in self.rows or left not in self.rows:
                 raise Unsupported("a product whose right side changes from step to step or from row to row")
             assert isinstance(right, Var)
-            if left.dtype != right.dtype or left.dtype.kind != "f" or len(right.shape) != 2 or len(left.shape) != 2:
+            if left.dtype != right.dtype or not is_float(left.dtype) or len(right.shape) != 2 or len(left.shape) != 2:
                 raise Unsupported(f"a product of {left.dtype}{list(left.shape)} and {right.dtype}{list(right.shape)}")
             if 1 in (self.widths[left], self.widths[out]):
                 raise Unsupported(f"a product of {left.dtype}{list(left.shape)} and {right.dtype}{list(right.shape)}")
@@ -368,7 +365,7 @@ class _Planner:
             (x,) = e.inputs
             if not isinstance(x, Var) or x not in self.rows or len(x.shape) != 2 or e.params["axis"] != (-1,):
                 raise Unsupported(f"{name} over axis {e.params['axis']}")
-            if x.dtype.kind != "f":
+            if not is_float(x.dtype):
                 raise Unsupported(f"{name} of {x.dtype}")
             self.section_of[out] = ready if self.widths[x] == 1 else ready + 1
         elif name in SUPPORTED or name in RENAMES:
@@ -440,7 +437,7 @@ class _Planner:
                     x = next(e.vars)
                     units = self.units_of[x]
                     self.count["partial"] += 1
-                    array = Array("partial", self.count["partial"] - 1, v.dtype, units, True, 2)
+                    array = Array("partial", self.count["partial"] - 1, register_dtype(v.dtype), units, True, 2)
                     self.arrays.append(array)
                     self.partials[v] = array
             sections.append(

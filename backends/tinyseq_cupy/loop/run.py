@@ -32,6 +32,9 @@ class Program(Protocol):
     def streamed(self, table: Sequence[int], grid: tuple[int, int], shared: int, before: bool, each: int, steps: int) -> None:
         """Run ``ts_before`` if it is there, then ``ts_kernel0 ...`` for every step."""
 
+    def plain(self, name: str, table: Sequence[int], grid: tuple[int, int], shared: int) -> None:
+        """Run a kernel once."""
+
 
 class Machine(Protocol):
     """Where kernels run."""
@@ -54,18 +57,19 @@ class Machine(Protocol):
         """Compile source, or find it compiled."""
 
 
-def compile_loop(step: Step, machine: Machine, tile: Tile | None = None) -> Loop:
+def compile_loop(step: Step, machine: Machine, tile: Tile | None = None, tf32: bool = False) -> Loop:
     """The step as a loop on a device's arrays.
 
     Args:
         step: what to compile.
         machine: where it is to run.
         tile: the share of a block; chosen by the device if None.
+        tf32: whether products of float32 may be rounded to TF32.
 
     Raises:
         Unsupported: there is no code for an operation in it, or a block's share does not fit into shared memory.
     """
-    return Loop(plan_step(step), machine, tile)
+    return Loop(plan_step(step), machine, tile, tf32)
 
 
 _programs: dict[tuple[Machine, str, Tile], Program] = {}
@@ -74,10 +78,10 @@ _programs: dict[tuple[Machine, str, Tile], Program] = {}
 class Loop:
     """``loop(carry, stacks, closed, steps, reverse)`` -> last carry, histories (T + 1, ...), written (T, ...), no sums."""
 
-    def __init__(self, plan: Plan, machine: Machine, tile: Tile | None = None) -> None:
+    def __init__(self, plan: Plan, machine: Machine, tile: Tile | None = None, tf32: bool = False) -> None:
         self.plan, self.machine = plan, machine
         self.batch = plan.step.carry[0].shape[0]
-        chosen = tile or choose(plan, self.batch, machine.limits)
+        chosen = tile or choose(plan, self.batch, machine.limits, tf32)
         if chosen is None or shared_bytes(plan, chosen) > machine.limits.shared:
             raise Unsupported(f"{plan.widest} units in the {machine.limits.shared} bytes of shared memory of a block")
         self.tile = chosen

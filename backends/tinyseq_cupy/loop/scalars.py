@@ -1,4 +1,7 @@
-"""Primitives on numbers in registers, as C++ expressions, and the few functions that they call."""
+"""Primitives on numbers in registers, as C++ expressions, and the few functions that they call.
+
+float16 and bfloat16 are how numbers lie in memory; in registers they are float32, rounded when they are stored or cast.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,23 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["COMBINE", "FUNCTIONS", "START", "SUPPORTED", "c_type", "expression", "memory_type", "number"]
+__all__ = [
+    "COMBINE",
+    "FUNCTIONS",
+    "START",
+    "SUPPORTED",
+    "c_type",
+    "expression",
+    "is_float",
+    "is_half",
+    "memory_type",
+    "number",
+    "register_dtype",
+]
 
-TYPES = {np.dtype("float32"): "float", np.dtype("float64"): "double", np.dtype("bool"): "bool"}
+# By name: NumPy knows bfloat16 only where ml_dtypes brings it.
+TYPES = {"float32": "float", "float64": "double", "float16": "ts_float16", "bfloat16": "ts_bfloat16", "bool": "unsigned char"}
+HALVES = ("float16", "bfloat16")
 
 # NaN comes out of all of them as NaN, and infinity as the limit. CUDA's compiler knows these functions without a header.
 FUNCTIONS = "\n".join(
@@ -40,14 +57,29 @@ _TEMPLATES = {
 SUPPORTED = frozenset((*_CALLS, *_TEMPLATES, "relu", "clip", "cast", "power"))
 
 
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Whether it is one of the floating-point types of 16 bits."""
+    return dtype.name in HALVES
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether there is code for such floating-point numbers."""
+    return dtype.kind != "b" and dtype.name in TYPES
+
+
+def register_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """In what dtype numbers are computed and summed."""
+    return np.dtype("float32") if is_half(dtype) else dtype
+
+
 def c_type(dtype: np.dtype[Any]) -> str:
     """The type of a value in a register."""
-    return TYPES[dtype]
+    return "bool" if dtype.kind == "b" else TYPES[register_dtype(dtype).name]
 
 
 def memory_type(dtype: np.dtype[Any]) -> str:
     """The type of an element of an array."""
-    return "unsigned char" if dtype.kind == "b" else TYPES[dtype]
+    return TYPES[dtype.name]
 
 
 def number(value: float, dtype: np.dtype[Any]) -> str:
@@ -58,6 +90,7 @@ def number(value: float, dtype: np.dtype[Any]) -> str:
     """
     if dtype.kind == "b":
         return "true" if value else "false"
+    dtype = register_dtype(dtype)
     suffix = "f" if dtype == np.float32 else ""
     x = dtype.type(value)
     if np.isnan(x):
@@ -82,7 +115,7 @@ def expression(
         params: its metadata.
         exponent: the second operand of a power, if it is a number.
     """
-    f = "f" if dtype == np.float32 else ""
+    f = "f" if register_dtype(dtype) == np.float32 else ""
     if name in _CALLS:
         return f"{_CALLS[name]}{f}({inputs[0]})"
     if name in _TEMPLATES:
@@ -90,10 +123,16 @@ def expression(
     special: dict[str, Callable[[], str]] = {
         "relu": lambda: f"ts_larger({inputs[0]}, {number(0, dtype)})",
         "clip": lambda: _clip(inputs[0], dtype, params["low"], params["high"]),
-        "cast": lambda: f"({inputs[0]} != 0)" if out.kind == "b" else f"({c_type(out)}){inputs[0]}",
+        "cast": lambda: _cast(inputs[0], out),
         "power": lambda: _power(inputs, f, dtype, exponent),
     }
     return special[name]()
+
+
+def _cast(x: str, out: np.dtype[Any]) -> str:
+    if out.kind == "b":
+        return f"({x} != 0)"
+    return f"(float){memory_type(out)}((float){x})" if is_half(out) else f"({c_type(out)}){x}"
 
 
 def _clip(x: str, dtype: np.dtype[Any], low: float | None, high: float | None) -> str:

@@ -7,21 +7,20 @@ there are and where the arrays lie is said when it is compiled and run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
 
 from tinyseq.graph import Operand, Var
 from tinyseq_cupy.loop.plan import REDUCTIONS, RENAMES, Array, Group, Place, Plan, Product, Section, sources
 from tinyseq_cupy.loop.scalars import COMBINE, FUNCTIONS, START, c_type, expression, memory_type, number
 
-__all__ = ["HEADER", "kernels", "source"]
+__all__ = ["BASICS", "HEADER", "kernels", "source"]
 
 # The first entries of the table; the arrays' addresses follow.
 HEADER = ("steps", "batch", "reverse", "first_step", "arrivals")
 
-PRELUDE = r"""
+BASICS = r"""
 #define TS_FUNCTION static __device__ __forceinline__
-#define TS_ROWS_A_THREAD ((TS_ROWS + TS_ROW_GROUPS - 1) / TS_ROW_GROUPS)
-#define TS_PITCH (TS_DEPTH + 4)
-#define TS_BLOCKS(units) (((units) + TS_UNITS - 1) / TS_UNITS)
+#define TS_MEMBER __device__ __forceinline__
 
 #ifndef TS_ON_CPU
 #define TS_INFINITY __longlong_as_double(0x7ff0000000000000LL)
@@ -30,6 +29,44 @@ PRELUDE = r"""
 #define TS_NANF __int_as_float(0x7fc00000)
 #define TS_SHARED(name) extern __shared__ double2 name##_memory[]; char* const name = (char*)name##_memory
 
+TS_FUNCTION unsigned short ts_to_float16(float x) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+
+TS_FUNCTION float ts_from_float16(unsigned short bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+}
+#endif
+
+// Numbers of 16 bits are so in memory only: all that is done with them is done in float.
+struct ts_float16 {
+    unsigned short bits;
+    ts_float16() = default;
+    TS_MEMBER ts_float16(float x) : bits(ts_to_float16(x)) {}
+    TS_MEMBER operator float() const { return ts_from_float16(bits); }
+};
+
+struct ts_bfloat16 {
+    unsigned short bits;
+    ts_bfloat16() = default;
+    TS_MEMBER ts_bfloat16(float x) {  // the upper half of a float, to the nearest, and to even from the middle
+        const unsigned all = __float_as_uint(x);
+        bits = x != x ? 0x7fff : (unsigned short)((all + 0x7fff + (all >> 16 & 1)) >> 16);
+    }
+    TS_MEMBER operator float() const { return __uint_as_float((unsigned)bits << 16); }
+};
+""".strip()
+
+PRELUDE = r"""
+#define TS_ROWS_A_THREAD ((TS_ROWS + TS_ROW_GROUPS - 1) / TS_ROW_GROUPS)
+#define TS_PITCH (TS_DEPTH + 4)
+#define TS_BLOCKS(units) (((units) + TS_UNITS - 1) / TS_UNITS)
+
+#ifndef TS_ON_CPU
 TS_FUNCTION void ts_arrive(unsigned* arrivals) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
 }
@@ -41,8 +78,37 @@ TS_FUNCTION unsigned ts_arrived(unsigned* arrivals) {
 }
 #endif
 
+template <class F> struct ts_sum_of { typedef F type; };
+template <> struct ts_sum_of<ts_float16> { typedef float type; };
+template <> struct ts_sum_of<ts_bfloat16> { typedef float type; };
+
+// How much of the inner axis a tensor core takes at a time; 0 where products are sums of numbers.
+template <class F> constexpr int ts_inner = 0;
+#if TS_MMA
+template <> constexpr int ts_inner<ts_float16> = 16;
+template <> constexpr int ts_inner<ts_bfloat16> = 16;
+#if TS_TF32
+template <> constexpr int ts_inner<float> = 8;
+#endif
+#endif
+
+TS_FUNCTION constexpr int ts_up(int count, int whole) { return (count + whole - 1) / whole * whole; }
+TS_FUNCTION constexpr int ts_most(int a, int b) { return a > b ? a : b; }
+template <class F> TS_FUNCTION constexpr int ts_depth(int inner) { return ts_up(inner, ts_inner<F> ? 16 : 4); }
+template <class F> TS_FUNCTION constexpr int ts_columns(int pieces) { return ts_up(pieces * TS_UNITS, ts_inner<F> ? 8 : 1); }
+
 // What another block wrote is in the second-level cache, not in this processor's own.
 template <class F> TS_FUNCTION F ts_fresh(const F* p) { return __ldcg(p); }
+TS_FUNCTION ts_float16 ts_fresh(const ts_float16* p) {
+    ts_float16 x;
+    x.bits = __ldcg(&p->bits);
+    return x;
+}
+TS_FUNCTION ts_bfloat16 ts_fresh(const ts_bfloat16* p) {
+    ts_bfloat16 x;
+    x.bits = __ldcg(&p->bits);
+    return x;
+}
 
 // All blocks that share rows have come here, and see what the others wrote.
 TS_FUNCTION void ts_exchange(unsigned* arrivals, unsigned wanted) {
@@ -60,11 +126,55 @@ template <class F> TS_FUNCTION F* ts_take(char*& at, int count) {
     return part;
 }
 
+// The first row of a thread in the k-th of some loops over rows: other threads for each, so that the loops run side by side.
+TS_FUNCTION int ts_turn(int k) { return (threadIdx.x + TS_THREADS - k * TS_ROWS % TS_THREADS) % TS_THREADS; }
+
 // Neighbours in memory, read and written at once where their number allows.
 TS_FUNCTION constexpr int ts_alignment(int bytes, int least) { return bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : least; }
 template <class F, int COUNT> struct alignas(ts_alignment(COUNT * sizeof(F), sizeof(F))) ts_few {
     F at[COUNT];
 };
+
+// Tensor cores: a warp multiplies 16 rows by 8 columns. Its operands lie in shared memory as its lanes hold them, so that
+// each lane reads 16 bytes of the left one and 8 of the right one at once, and all lanes different banks.
+#if TS_MMA && !defined(TS_ON_CPU)
+TS_FUNCTION float ts_to_tf32(float x) {
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return __uint_as_float(bits);
+}
+
+#define TS_MMA_OF(F, INNER, SHAPE, KIND) \
+    TS_FUNCTION void ts_mma(float* c, const ts_few<F, INNER / 2>& left, const ts_few<F, INNER / 4>& right) { \
+        const unsigned *a = (const unsigned*)&left, *b = (const unsigned*)&right; \
+        asm volatile("mma.sync.aligned." SHAPE ".row.col.f32." KIND "." KIND ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, " \
+                     "{%8, %9}, {%0, %1, %2, %3};" \
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); \
+    }
+TS_MMA_OF(float, 8, "m16n8k8", "tf32")
+TS_MMA_OF(ts_float16, 16, "m16n8k16", "f16")
+TS_MMA_OF(ts_bfloat16, 16, "m16n8k16", "bf16")
+#endif
+
+template <class F> TS_FUNCTION F ts_operand(F x) { return x; }
+#if TS_TF32
+TS_FUNCTION float ts_operand(float x) { return ts_to_tf32(x); }
+#endif
+
+// The lane that holds an element of the inner axis in a row or column, and which of the lane's it is.
+template <class F> TS_FUNCTION int ts_lane(int row, int k) { return row % 8 * 4 + (ts_inner<F> == 8 ? k % 4 : k % 8 / 2); }
+template <class F> TS_FUNCTION int ts_left(int row, int k) {
+    constexpr int INNER = ts_inner<F>;
+    const int lower = row % 16 / 8, later = k % INNER / (INNER / 2);
+    const int at = INNER == 8 ? later * 2 + lower : later * 4 + lower * 2 + k % 2;
+    return ((k / INNER * (TS_ROWS / 16) + row / 16) * 32 + ts_lane<F>(row, k)) * (INNER / 2) + at;
+}
+template <class F> TS_FUNCTION int ts_right(int k, int column, int columns) {
+    constexpr int INNER = ts_inner<F>;
+    const int later = k % INNER / (INNER / 2), at = INNER == 8 ? later : later * 2 + k % 2;
+    return ((k / INNER * (columns / 8) + column / 8) * 32 + ts_lane<F>(column, k)) * (INNER / 4) + at;
+}
 
 // The columns of a block's units, (depth, TS_UNITS, PIECES), of weights (INNER, PIECES * UNITS).
 template <class F, int INNER, int PIECES, int UNITS>
@@ -75,52 +185,50 @@ TS_FUNCTION void ts_load_weights(const F* weights, F* part, int first, int depth
 #pragma unroll
         for (int g = 0; g < PIECES; g++)
             few.at[g] = k < INNER && unit < UNITS ? weights[(long long)k * (PIECES * UNITS) + g * UNITS + unit] : (F)0;
-        ((ts_few<F, PIECES>*)part)[i] = few;
+        if constexpr (ts_inner<F> > 0) {
+#pragma unroll
+            for (int g = 0; g < PIECES; g++)
+                part[ts_right<F>(i / TS_UNITS, i % TS_UNITS * PIECES + g, ts_columns<F>(PIECES))] = ts_operand(few.at[g]);
+        } else {
+            ((ts_few<F, PIECES>*)part)[i] = few;
+        }
     }
 }
 
-// out (TS_ROWS, TS_UNITS, PIECES) = left (rows, INNER) @ weights; before that, (TS_SPLITS, ...) parts of the sums.
-template <class F, int INNER, int PIECES, int UNITS>
-TS_FUNCTION void ts_product(const F* left, const F* weights, F* lefts, F* part, F* out, int first_unit, int rows) {
+// A share of sums in registers, four of the inner axis at a time; what lies beyond its end is zero.
+template <class F, int PIECES> struct ts_scalar_sums {
+    typedef typename ts_sum_of<F>::type A;
+    A sums[TS_ROWS_A_THREAD][PIECES];
     const int u = threadIdx.x % TS_UNITS, group = threadIdx.x / TS_UNITS % TS_ROW_GROUPS;
     const int split = threadIdx.x / (TS_UNITS * TS_ROW_GROUPS);
-    F sums[TS_ROWS_A_THREAD][PIECES];
+
+    TS_MEMBER ts_scalar_sums() {
 #pragma unroll
-    for (int r = 0; r < TS_ROWS_A_THREAD; r++)
+        for (int r = 0; r < TS_ROWS_A_THREAD; r++)
 #pragma unroll
-        for (int g = 0; g < PIECES; g++) sums[r][g] = (F)0;
-    for (int first = 0; first < INNER; first += TS_DEPTH) {
-        const int depth = INNER - first < TS_DEPTH ? INNER - first : TS_DEPTH;
-        if (first) __syncthreads();
-        for (int i = threadIdx.x; i < TS_ROWS * TS_DEPTH; i += TS_THREADS) {
-            const int r = i / TS_DEPTH, k = i % TS_DEPTH;
-            lefts[r * TS_PITCH + k] = r < rows && k < depth ? ts_fresh(left + (long long)r * INNER + first + k) : (F)0;
-        }
-#if TS_STATIONARY
-        part = (F*)weights + first * (PIECES * TS_UNITS);
-#else
-        ts_load_weights<F, INNER, PIECES, UNITS>(weights, part, first, TS_DEPTH, first_unit);
-#endif
-        __syncthreads();
-        // Four of the inner axis at a time; what lies beyond its end is zero.
-        if (split < TS_SPLITS) {
-            for (int k = 4 * split; k < depth; k += 4 * TS_SPLITS) {
-                ts_few<F, 4> x[TS_ROWS_A_THREAD];
+            for (int g = 0; g < PIECES; g++) sums[r][g] = (A)0;
+    }
+
+    static TS_MEMBER int place(int r, int k) { return r * TS_PITCH + k; }
+
+    TS_MEMBER void add(const F* lefts, const F* part, int depth) {
+        for (int k = 4 * split; k < depth; k += 4 * TS_SPLITS) {
+            ts_few<F, 4> x[TS_ROWS_A_THREAD];
+#pragma unroll
+            for (int r = 0; r < TS_ROWS_A_THREAD; r++)
+                x[r] = *(const ts_few<F, 4>*)(lefts + (group + r * TS_ROW_GROUPS) % TS_ROWS * TS_PITCH + k);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const ts_few<F, PIECES> right = ((const ts_few<F, PIECES>*)part)[(k + j) * TS_UNITS + u];
 #pragma unroll
                 for (int r = 0; r < TS_ROWS_A_THREAD; r++)
-                    x[r] = *(const ts_few<F, 4>*)(lefts + (group + r * TS_ROW_GROUPS) % TS_ROWS * TS_PITCH + k);
 #pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const ts_few<F, PIECES> right = ((const ts_few<F, PIECES>*)part)[(k + j) * TS_UNITS + u];
-#pragma unroll
-                    for (int r = 0; r < TS_ROWS_A_THREAD; r++)
-#pragma unroll
-                        for (int g = 0; g < PIECES; g++) sums[r][g] += x[r].at[j] * right.at[g];
-                }
+                    for (int g = 0; g < PIECES; g++) sums[r][g] += (A)x[r].at[j] * (A)right.at[g];
             }
         }
     }
-    if (split < TS_SPLITS) {
+
+    TS_MEMBER void store(A* out) const {
 #pragma unroll
         for (int r = 0; r < TS_ROWS_A_THREAD; r++) {
             const int row = group + r * TS_ROW_GROUPS;
@@ -129,10 +237,89 @@ TS_FUNCTION void ts_product(const F* left, const F* weights, F* lefts, F* part, 
                 for (int g = 0; g < PIECES; g++) out[((split * TS_ROWS + row) * TS_UNITS + u) * PIECES + g] = sums[r][g];
         }
     }
+};
+
+#if TS_MMA
+// A warp's share, on tensor cores: all rows of some columns.
+template <class F, int PIECES> struct ts_mma_sums {
+    static constexpr int INNER = ts_inner<F>, ROWS = TS_ROWS / 16, TILES = ts_columns<F>(PIECES) / 8;
+    static constexpr int WARPS = TS_THREADS / 32 / TS_SPLITS, EACH = (TILES + WARPS - 1) / WARPS;
+    float sums[ROWS][EACH][4];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % WARPS, split = threadIdx.x / (32 * WARPS);
+
+    TS_MEMBER ts_mma_sums() {
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int e = 0; e < EACH; e++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) sums[r][e][j] = 0;
+    }
+
+    static TS_MEMBER int place(int r, int k) { return ts_left<F>(r, k); }
+
+    TS_MEMBER void add(const F* lefts, const F* part, int depth) {
+        for (int k = split; k * INNER < depth; k += TS_SPLITS) {
+            ts_few<F, INNER / 2> x[ROWS];
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) x[r] = ((const ts_few<F, INNER / 2>*)lefts)[(k * ROWS + r) * 32 + lane];
+#pragma unroll
+            for (int e = 0; e < EACH; e++) {
+                const int tile = warp + e * WARPS;
+                if (tile < TILES) {
+                    const ts_few<F, INNER / 4> right = ((const ts_few<F, INNER / 4>*)part)[(k * TILES + tile) * 32 + lane];
+#pragma unroll
+                    for (int r = 0; r < ROWS; r++) ts_mma(sums[r][e], x[r], right);
+                }
+            }
+        }
+    }
+
+    TS_MEMBER void store(float* out) const {
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int e = 0; e < EACH; e++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const int row = r * 16 + j / 2 * 8 + lane / 4, column = (warp + e * WARPS) * 8 + lane % 4 * 2 + j % 2;
+                    if (column < TS_UNITS * PIECES) out[(split * TS_ROWS + row) * (TS_UNITS * PIECES) + column] = sums[r][e][j];
+                }
+    }
+};
+template <class F, int PIECES, int INNER> struct ts_sums_of { typedef ts_mma_sums<F, PIECES> type; };
+template <class F, int PIECES> struct ts_sums_of<F, PIECES, 0> { typedef ts_scalar_sums<F, PIECES> type; };
+#else
+template <class F, int PIECES, int INNER> struct ts_sums_of { typedef ts_scalar_sums<F, PIECES> type; };
+#endif
+
+// out (TS_ROWS, TS_UNITS, PIECES) = left (rows, INNER) @ weights; before that, (TS_SPLITS, ...) parts of the sums.
+template <class F, int INNER, int PIECES, int UNITS>
+TS_FUNCTION void ts_product(
+    const F* left, const F* weights, F* lefts, F* part, typename ts_sum_of<F>::type* out, int first_unit, int rows
+) {
+    typename ts_sums_of<F, PIECES, ts_inner<F>>::type share;
+    for (int first = 0; first < INNER; first += TS_DEPTH) {
+        const int depth = INNER - first < TS_DEPTH ? INNER - first : TS_DEPTH;
+        if (first) __syncthreads();
+        for (int i = threadIdx.x; i < TS_ROWS * TS_DEPTH; i += TS_THREADS) {
+            const int r = i / TS_DEPTH, k = i % TS_DEPTH;
+            const F x = r < rows && k < depth ? ts_fresh(left + (long long)r * INNER + first + k) : (F)0;
+            lefts[share.place(r, k)] = ts_operand(x);
+        }
+#if TS_STATIONARY
+        part = (F*)weights + first * ts_columns<F>(PIECES);
+#else
+        ts_load_weights<F, INNER, PIECES, UNITS>(weights, part, first, TS_DEPTH, first_unit);
+#endif
+        __syncthreads();
+        if (share.split < TS_SPLITS) share.add(lefts, part, depth);
+    }
+    if (share.split < TS_SPLITS) share.store(out);
 #if TS_SPLITS > 1
     __syncthreads();
     for (int i = threadIdx.x; i < TS_ROWS * TS_UNITS * PIECES; i += TS_THREADS) {
-        F sum = out[i];
+        typename ts_sum_of<F>::type sum = out[i];
 #pragma unroll
         for (int s = 1; s < TS_SPLITS; s++) sum += out[s * TS_ROWS * TS_UNITS * PIECES + i];
         out[i] = sum;
@@ -169,7 +356,7 @@ class _Writer:
 
     def text(self) -> str:
         plan = self.plan
-        lines = [PRELUDE, "", FUNCTIONS]
+        lines = [BASICS, "", PRELUDE, "", FUNCTIONS]
         lines.append(f'extern "C" {{ __constant__ long long ts_table[{len(HEADER) + len(plan.arrays)}]; }}')
         lines += [f"#define ts_{name} ts_table[{i}]" for i, name in enumerate(HEADER)]
         lines += [f"#define {array.name} (({memory_type(array.dtype)}*)ts_table[{self.slots[array]}])" for array in plan.arrays]
@@ -198,27 +385,28 @@ class _Writer:
             if i:
                 yield "    __syncthreads();"
             weights = f"weights{p.number}"
+            t = memory_type(p.out.dtype)
             yield (
                 f"    ts_product<{self._product_arguments(p)}>({_name(p.left)} + first_row * {p.inner}, {weights}, "
-                f"(({c_type(p.out.dtype)}*)lefts), (({c_type(p.out.dtype)}*)part), product{p.number}, first_unit, rows);"
+                f"({t}*)lefts, ({t}*)part, product{p.number}, first_unit, rows);"
             )
-        for v in section.totals:
-            yield from (f"    {line}" for line in self._total(v))
+        for k, v in enumerate(section.totals):
+            yield from (f"    {line}" for line in self._total(v, k))
         if section.products or section.totals:
             yield "    __syncthreads();"
         for body, _ in bodies:
             yield from (f"    {line}" for line in body)
         if section.terms:
             yield "    __syncthreads();"
-        for e in section.terms:
-            yield from (f"    {line}" for line in self._partial(e.output))
+        for k, e in enumerate(section.terms):
+            yield from (f"    {line}" for line in self._partial(e.output, k))
         yield "}"
 
     def _weights(self, products: Iterable[Product], typed: bool = False) -> str:
-        return "".join(f", {f'const {c_type(p.out.dtype)}* ' if typed else ''}weights{p.number}" for p in products)
+        return "".join(f", {f'const {memory_type(p.out.dtype)}* ' if typed else ''}weights{p.number}" for p in products)
 
     def _product_arguments(self, p: Product) -> str:
-        return f"{c_type(p.out.dtype)}, {p.inner}, {p.pieces}, {p.units}"
+        return f"{memory_type(p.out.dtype)}, {p.inner}, {p.pieces}, {p.units}"
 
     def _pointer(self, place: Place) -> str:
         array = place.array
@@ -234,13 +422,14 @@ class _Writer:
             t = c_type(e.output.dtype)
             yield f"{t}* const terms{self.sums[e.output]} = ({t}*)(terms + {i} * TS_ROWS * TS_UNITS);"
         if section.products:
-            types = [(c_type(p.out.dtype), p.pieces) for p in section.products]
-            wide = "double" if any(t == "double" for t, _ in types) else "float"
-            yield f"{wide}* const lefts = ts_take<{wide}>(at, TS_ROWS * TS_PITCH);"
+            kinds = dict.fromkeys((memory_type(p.out.dtype), p.pieces) for p in section.products)
+            wide = _most(f"(int)sizeof({t})" for t in dict.fromkeys(t for t, _ in kinds))
+            yield f"char* const lefts = ts_take<char>(at, TS_ROWS * TS_PITCH * {wide});"
             yield "#if TS_STATIONARY"
-            yield f"{wide}* const part = nullptr;"
+            yield "char* const part = nullptr;"
             yield "#else"
-            yield f"{wide}* const part = ts_take<{wide}>(at, TS_DEPTH * {max(p for _, p in types)} * TS_UNITS);"
+            deep = _most(f"ts_columns<{t}>({pieces}) * (int)sizeof({t})" for t, pieces in kinds)
+            yield f"char* const part = ts_take<char>(at, TS_DEPTH * {deep});"
             yield "#endif"
         for p in section.products:
             t = c_type(p.out.dtype)
@@ -249,13 +438,14 @@ class _Writer:
             t = c_type(v.dtype)
             yield f"{t}* const total{self.sums[v]} = ts_take<{t}>(at, TS_ROWS);"
 
-    def _total(self, v: Var) -> Iterator[str]:
-        """Add up what all blocks found of a sum over a row; all do so in the same order."""
+    def _total(self, v: Var, k: int) -> Iterator[str]:
+        """Add up what all blocks found of the k-th sum over a row; all do so in the same order."""
         array, name = self.plan.partials[v], self.plan.made[v].primitive.name
         t = c_type(v.dtype)
-        yield "for (int r = threadIdx.x; r < rows; r += TS_THREADS) {"
+        yield f"for (int r = ts_turn({k}); r < rows; r += TS_THREADS) {{"
         yield f"    {t} sum = {number(START[name], v.dtype)};"
         blocks = f"TS_BLOCKS({array.width})"
+        yield "#pragma unroll 8"  # so many reads are under way; all at once would take all registers
         yield f"    for (int block = 0; block < {blocks}; block++) {{"
         yield f"        const {t} x = ts_fresh({array.name} + (parity * {blocks} + block) * batch + first_row + r);"
         yield f"        sum = {COMBINE[name].format('sum', 'x')};"
@@ -263,11 +453,11 @@ class _Writer:
         yield f"    total{self.sums[v]}[r] = sum;"
         yield "}"
 
-    def _partial(self, v: Var) -> Iterator[str]:
+    def _partial(self, v: Var, k: int) -> Iterator[str]:
         array, name, i = self.plan.partials[v], self.plan.made[v].primitive.name, self.sums[v]
         t = c_type(v.dtype)
         blocks = f"TS_BLOCKS({array.width})"
-        yield f"for (int r = threadIdx.x; r < rows && blockIdx.x < {blocks}; r += TS_THREADS) {{"
+        yield f"for (int r = ts_turn({k}); r < rows && blockIdx.x < {blocks}; r += TS_THREADS) {{"
         yield f"    {t} sum = {number(START[name], v.dtype)};"
         yield f"    for (int u = 0; u < TS_UNITS; u++) sum = {COMBINE[name].format('sum', f'terms{i}[r * TS_UNITS + u]')};"
         yield f"    {array.name}[(parity * {blocks} + blockIdx.x) * batch + first_row + r] = sum;"
@@ -339,9 +529,10 @@ class _Writer:
         yield "    TS_SHARED(shared);"
         yield "    char* at = shared;"
         for p in plan.products:
-            t = c_type(p.out.dtype)
-            yield f"    {t}* const weights{p.number} = ts_take<{t}>(at, {p.padded * p.pieces} * TS_UNITS);"
-            arguments = f"{p.right.name}, weights{p.number}, 0, {p.padded}, blockIdx.x * TS_UNITS"
+            t = memory_type(p.out.dtype)
+            depth = f"ts_depth<{t}>({p.inner})"
+            yield f"    {t}* const weights{p.number} = ts_take<{t}>(at, {depth} * ts_columns<{t}>({p.pieces}));"
+            arguments = f"{p.right.name}, weights{p.number}, 0, {depth}, blockIdx.x * TS_UNITS"
             yield f"    ts_load_weights<{self._product_arguments(p)}>({arguments});"
         exchanges = len(plan.sections) > 1 or plan.exchange
         if exchanges:
@@ -456,6 +647,11 @@ def _offset(place: Place) -> str:
         index = "parity" if place.when == "in" else "(1 - parity)"
     size = (" * batch" if array.rows else "") + (f" * {array.width}" if array.width > 1 else "")
     return f" + {index}{size}"
+
+
+def _most(expressions: Iterable[str]) -> str:
+    """The largest of some numbers that the compiler knows."""
+    return reduce(lambda a, b: f"ts_most({a}, {b})", expressions)
 
 
 def _number_or_none(x: Operand) -> float | None:
