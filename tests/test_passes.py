@@ -675,7 +675,7 @@ class TestSplitColumns:
 
 class TestPlainColumns:
     @pytest.mark.parametrize(
-        ("key", "columns"), [("(:, 1:-1)", "1:4"), ("(..., -2:)", "3:5"), ("(:, :3)", "0:3"), ("(..., :, 0:9:1)", "0:5")]
+        ("key", "columns"), [("(:, 1:-1)", "1:4"), ("(..., -2:)", "3:5"), ("(:, :3)", "0:3"), ("(..., :, 0:4:1)", "0:4")]
     )
     def test_columns_are_written_in_one_way(self, key: str, columns: str) -> None:
         start, stop = map(int, columns.split(":"))
@@ -723,6 +723,25 @@ class TestPlainColumns:
               a: float32[2,1] = reshape(x, shape=(2, 1))
               b: float32[2] = reshape(a, shape=(2,))
             } -> (a, b)
+            """,
+        )
+
+    def test_what_picks_everything_is_no_more_than_a_reshape(self) -> None:
+        becomes(
+            fold,
+            """
+            graph (x: float32[2,1,5], g: float32[2,5]) {
+              a: float32[2,5] = getitem(x, key=(:, 0, :))
+              b: float32[2,1,5] = getitem(x, key=(..., 0:5))
+              c: float32[2,1,5] = scatter_add(g, key=(:, 0, :), shape=(2, 1, 5))
+              d: float32[2,5] = scatter_add(g, key=(..., 0:5), shape=(2, 5))
+            } -> (a, b, c, d)
+            """,
+            """
+            graph (x: float32[2,1,5], g: float32[2,5]) {
+              a: float32[2,5] = reshape(x, shape=(2, 5))
+              c: float32[2,1,5] = reshape(g, shape=(2, 1, 5))
+            } -> (a, x, c, g)
             """,
         )
 

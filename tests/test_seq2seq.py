@@ -561,7 +561,7 @@ def test_it_learns_to_turn_words_around() -> None:
         return source, targets, lengths
 
     optimizer = ts.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(300):
+    for _ in range(400):
         source, targets, lengths = words()
         logits, _ = model(source, targets, lengths)
         losses = ts.cross_entropy(logits.flatten(0, 1), targets.reshape(-1), reduction="none").reshape(*targets.shape)

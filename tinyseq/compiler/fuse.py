@@ -35,11 +35,12 @@ def fuse(plan: Plan, asked: Iterable[Var], fuses: Fuses) -> Plan:
     last = _prefix(plan, fuses)
     made_after = {e.output: e for e in plan.after}
     left = {v for v in made_after if v not in last}  # made outside
+    batch = plan.step.carry[0].shape[:1] if plan.step.carry else ()
 
     sums: list[Total] = []
     totals: list[Total] = []
     for total in plan.totals:
-        grown = _within(total, made_after, left, plan.stacked)
+        grown = _within(total, made_after, left, plan.stacked, batch)
         if grown is None:
             totals.append(total)
         else:
@@ -117,20 +118,24 @@ def _prefix(plan: Plan, fuses: Fuses) -> set[Var]:
     return found
 
 
-def _within(total: Total, made_after: dict[Var, Equation], left: set[Var], stacked: frozenset[Var]) -> Total | None:
+def _within(
+    total: Total, made_after: dict[Var, Equation], left: set[Var], stacked: frozenset[Var], batch: tuple[int, ...]
+) -> Total | None:
     """The sum as one that grows within the loop, if all that it adds up is there."""
 
-    def at_hand(values: Sequence[Operand]) -> bool:
-        return all(isinstance(v, Var) and v in stacked and v not in left and len(v.shape) == 2 for v in values)
+    def at_hand(*values: Operand) -> bool:
+        return all(isinstance(v, Var) and v in stacked and v not in left and v.shape[:1] == batch != () for v in values)
 
-    if total.kind == "product" and at_hand(total.inputs):
+    if total.kind == "product" and at_hand(*total.inputs):
         return total
+    if total.kind != "stack":
+        return None
     e = made_after.get(total.var)
-    if total.kind == "stack" and e is not None and e.primitive.name == "sum" and e.params["axis"] == (-2,):
+    if e is not None and e.primitive.name == "sum" and e.params["axis"] == (-2,):
         (x,) = e.inputs
-        if at_hand((x,)) and isinstance(x, Var) and x.dtype == total.var.dtype:
+        if at_hand(x) and isinstance(x, Var) and len(x.shape) == 2 and x.dtype == total.var.dtype:
             return Total(total.var, "rows", (x,))
-    return None
+    return Total(total.var, "each", (total.var,)) if at_hand(total.var) and total.var.dtype.kind == "f" else None
 
 
 def _var(x: Operand) -> Var:

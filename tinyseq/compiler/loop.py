@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 from tinyseq import mode
@@ -189,10 +189,10 @@ def differentiate(opened: Opened, carries: int, wanted: Sequence[bool], watch: b
     closed_before = [inner for _, inner in tracer.closed.values()]
     with mode.changed(recording=True, tracing=True):
         cotangents = [tracer.new(y.shape, y.dtype) for y in outputs]
-        starts = [(y.node, g) for y, g in zip(outputs, cotangents, strict=True) if y.dtype.kind == "f" and y.node is not None]
+        starts = [(y.node, g) for y, g in zip(outputs, cotangents, strict=True) if y.dtype.kind in "fV" and y.node is not None]
         places = [x.node for x in (*arguments, *closed_before) if x.node is not None]
         asked = {place for i, (place, w) in enumerate(zip(places, wanted, strict=True)) if w or i < carries}
-        watched = tuple(i for i, y in enumerate(outputs[:carries]) if watch and y.dtype.kind == "f" and y.node is not None)
+        watched = tuple(i for i, y in enumerate(outputs[:carries]) if watch and y.dtype.kind in "fV" and y.node is not None)
         left: dict[int, Tensor] = {}  # the whole gradient of the state that a step leaves, as the walk passes it
         for i in watched:
             outputs[i].register_hook(partial(left.__setitem__, i))
@@ -217,9 +217,10 @@ class Total:
 
     Attributes:
         var: the value at one step.
-        kind: "stack": sum the stack; "product": ``x.T @ y`` over all rows of all steps at once; "scatter": one scatter of
-            all steps; "fixed": the same at every step; "rows": the sum of all rows of all steps.
-        inputs: the operands of the product or the scatter, or whose rows are summed.
+        kind: "stack": sum the stack; "product": ``x.T @ y`` over all rows of all steps at once; "batched": ``x @ y``, with
+            time within the inner axis, for stacks of matrices; "scatter": one scatter of all steps; "fixed": the same at
+            every step; "rows": the sum of all rows of all steps; "each": the sum over the steps, for each row.
+        inputs: the operands of the product or the scatter, or what is summed.
         params: the metadata of the scatter.
     """
 
@@ -460,6 +461,19 @@ def _totals(
     totals: dict[Var, Total] = {}
     once: list[Equation] = []
 
+    @cache
+    def gains(var: Var) -> bool:
+        """Whether there is a better way than to sum a stack."""
+        e = made.get(var)
+        if var not in timed or e is None:
+            return var not in timed
+        return _in_one_go(e, made, timed) is not None or (splits(e) and any(map(gains, e.vars)))
+
+    def splits(e: Equation) -> bool:
+        """Whether the operation waits for the sums; one stack is summed in less time than two."""
+        linear = e.primitive.name in LINEAR and all(isinstance(x, Var) for x in e.inputs)
+        return linear and (len(e.inputs) == 1 or any(map(gains, e.vars)))
+
     def total(var: Var) -> None:
         if var in totals or any(e.output is var for e in once):
             return
@@ -468,7 +482,7 @@ def _totals(
             totals[var] = Total(var, "fixed")
         elif e is not None and (turned := _turned(e, made, timed, uses)):
             totals[var] = turned
-        elif e is not None and e.primitive.name in LINEAR and all(isinstance(x, Var) for x in e.inputs):
+        elif e is not None and splits(e):
             for x in e.vars:
                 total(x)
             once.append(e)
@@ -499,6 +513,9 @@ def _in_one_go(e: Equation, made: dict[Var, Equation], timed: set[Var]) -> Total
             both = isinstance(rows, Var) and isinstance(right, Var) and {rows, right} <= timed
             if both and len(rows.shape) == len(right.shape) == 2:  # type: ignore[union-attr]
                 return Total(e.output, "product", (rows, right))  # type: ignore[arg-type]
+        if isinstance(left, Var) and isinstance(right, Var) and {left, right} <= timed:
+            if len(left.shape) > 2 and left.shape[:-2] == right.shape[:-2]:
+                return Total(e.output, "batched", (left, right))
     keyed = len(e.inputs) > 1 and all(entry is INDEX for entry in e.params.get("key", ()))
     if e.primitive.name == "scatter_add" and keyed and all(v in timed for v in e.inputs):
         return Total(e.output, "scatter", tuple(e.vars), e.params)

@@ -155,15 +155,15 @@ def fold(graph: Graph) -> Graph:
 def _plain_columns(e: Equation, made: dict[Var, Equation], emit: Emit) -> Operand | None:
     """Columns written in one way, ``x[..., a:b]``, however they were asked for: by a negative bound, or a single one.
 
-    The same holds for the scatter that is the gradient; new axes alone are a reshape.
+    The same holds for the scatter that is the gradient; what picks everything is a reshape.
     """
     (x,), key, name, out = e.inputs, e.params["key"], e.primitive.name, e.output
     whole = x if name == "getitem" else out
     assert isinstance(x, Var)
     assert isinstance(whole, Var)
-    forward = all(k is None or k is Ellipsis or (isinstance(k, slice) and k.step in (None, 1)) for k in key)
-    if forward and any(k is None for k in key) and math.prod(x.shape) == math.prod(out.shape):
-        return _noted(made, emit, "reshape", x, shape=out.shape)
+    forward = all(type(k) is int or k is None or k is Ellipsis or (isinstance(k, slice) and k.step in (None, 1)) for k in key)
+    if forward and math.prod(x.shape) == math.prod(out.shape):
+        return x if x.shape == out.shape else _noted(made, emit, "reshape", x, shape=out.shape)
     if key and type(key[-1]) is int and len(key) in (len(whole.shape), 1 + (Ellipsis in key)):
         at = key[-1] % whole.shape[-1]  # one column, without its axis
         columns = (*key[:-1], slice(at, at + 1))

@@ -156,6 +156,13 @@ def _total(ops: Any, total: Total, plan: Plan, env: Env, steps: int) -> Array:
     if total.kind == "product":
         x, y = (ops.reshape(a, shape=(math.prod(a.shape[:-1]), a.shape[-1])) for a in map(env.__getitem__, total.inputs))
         return ops.matmul(ops.permute(x, axes=(-1, -2)), y)
+    if total.kind == "batched":
+        x, y = (env[v] for v in total.inputs)
+        batch, count = total.var.shape[:-2], len(total.var.shape) + 1
+        lead = tuple(range(1 - count, -2))  # of the axes, counted from the last; time is the first
+        x = ops.reshape(ops.permute(x, axes=(*lead, -2, -count, -1)), shape=(*batch, x.shape[-2], steps * x.shape[-1]))
+        y = ops.reshape(ops.permute(y, axes=(*lead, -count, -2, -1)), shape=(*batch, steps * y.shape[-2], y.shape[-1]))
+        return ops.matmul(x, y)
     if total.kind == "scatter":
         return ops.scatter_add(*(env[v] for v in total.inputs), **total.params)
     if total.kind == "fixed":

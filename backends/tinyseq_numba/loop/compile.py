@@ -93,7 +93,10 @@ class _Loop:
         given = [a if a.flags.c_contiguous else a.copy() for a in stacks]
         same = [a if a.flags.c_contiguous or i in self.only_packed else a.copy() for i, a in enumerate(closed)]
         written = [empty((steps, *v.shape), v.dtype) for v in step.written if isinstance(v, Var)]
-        totals = [np.zeros((shares, *_room(total)), total.var.dtype) for total in step.sums]
+        totals = [
+            np.zeros((1, *total.var.shape) if total.kind == "each" else (shares, *_room(total)), total.var.dtype)
+            for total in step.sums
+        ]
         size = (batch, shares, chunk)
         room = self._room(size)
         for closed_at, place, address in zip(self.packed, room.packed, room.addresses["packed"], strict=True):
@@ -105,7 +108,7 @@ class _Loop:
             "written": [_address(a) for a in written],
         }  # fmt: skip
         common = [address for kind in COMMON for address in addresses[kind]]
-        whole = [(_address(a), a.strides[0]) for a in totals]
+        whole = [(_address(a), a.strides[0] if len(a) == shares > 1 else 0) for a in totals]
         for share, table in enumerate(room.tables):
             table[: len(common)] = common
             table[len(common) : len(common) + len(whole)] = [address + share * apart for address, apart in whole]
@@ -164,7 +167,9 @@ class _Room:
 
 
 def _room(total: Total) -> tuple[int, ...]:
-    """The shape of a sum within the kernel: of a product, with room for whole tiles."""
+    """The shape of a thread's sum within the kernel: of a product, with room for whole tiles."""
+    if total.kind == "each":
+        return ()  # the rows of all threads are apart, in one array
     if total.kind == "rows":
         return (total.inputs[0].shape[-1],)
     rows, columns = (v.shape[-1] for v in total.inputs)
@@ -174,6 +179,8 @@ def _room(total: Total) -> tuple[int, ...]:
 def _sum(total: Total, shares: Array) -> Array:
     """The threads' sums as one, in the order of the threads."""
     whole = shares[0]
+    if total.kind == "each":
+        return whole
     for one in shares[1:]:
         whole = whole + one
     if total.kind == "rows":

@@ -13,7 +13,7 @@ for each chunk of steps
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,19 @@ import numpy as np
 from llvmlite import ir
 
 from tinyseq.graph import Equation, Operand, Var
-from tinyseq_numba.loop.layout import AFTER, BEFORE, COLUMNS, LOOP, Layout, Place, padded, plan_layout, width_of
+from tinyseq_numba.loop.layout import (
+    AFTER,
+    BEFORE,
+    COLUMNS,
+    LOOP,
+    Layout,
+    Place,
+    gathers,
+    padded,
+    pass_of,
+    plan_layout,
+    width_of,
+)
 from tinyseq_numba.loop.product import define_outer, define_product, lanes_of, loop
 from tinyseq_numba.loop.vectors import FLOATS, I8, I64, Vectors, compute
 
@@ -64,8 +76,8 @@ def write_kernel(step: Step) -> Kernel:
 
 class _Writer:
     def __init__(self, step: Step) -> None:
-        self.step = step
         self.layout = plan_layout(step)
+        self.step = step = self.layout.step
         self.rows = self.layout.rows
         counts = {
             "carry": len(step.carry), "history": len(step.carry), "stack": len(step.slices), "closed": len(step.graph.closed),
@@ -192,6 +204,7 @@ class _Writer:
         for i, total in enumerate(self.step.sums):
             if total.kind == "rows":
                 self._each_column(i, add)
+            if total.kind != "product":
                 continue
             self._at_step(I64(0))
             left, right = total.inputs
@@ -234,7 +247,7 @@ class _Writer:
             return self.step.carry[i].dtype
         if kind in ("scratch", "chunk"):
             return (self.layout.scratch if kind == "scratch" else self.layout.chunks)[i][1]
-        if kind == "partial":
+        if kind in ("partial", "total"):
             return self.step.sums[i].var.dtype
         value = {"stack": self.step.slices, "closed": self.step.graph.closed, "written": self.step.written}[kind][i]
         assert isinstance(value, Var)
@@ -291,15 +304,18 @@ class _Writer:
         section, stage, phase = self.layout.level[e.output]
         return section, stage, phase - 1 if e.primitive.name in COLUMNS else phase
 
-    def _width(self, e: Equation) -> int:
-        if e.primitive.name in COLUMNS:
-            return width_of(next(e.vars), self.rows)
-        return width_of(e.output, self.rows)
+    def _shape(self, e: Equation) -> tuple[int, ...]:
+        """What the pass goes over in which an equation runs."""
+        return pass_of(next(e.vars) if e.primitive.name in COLUMNS else e.output, self.rows)
 
     def _phase(self, row: Any, equations: Sequence[Equation], copies: Sequence[tuple[Var, Place]]) -> None:
-        b = self.b
-        singles = [e for e in equations if self._width(e) == 1]
-        single_copies = [(v, p) for v, p in copies if width_of(v, self.rows) == 1]
+        """The passes over a row that need nothing of each other but single numbers."""
+        groups: dict[tuple[int, ...], tuple[list[Equation], list[tuple[Var, Place]]]] = {(1,): ([], [])}
+        for e in equations:
+            groups.setdefault(self._shape(e), ([], []))[0].append(e)
+        for v, place in copies:
+            groups.setdefault((width_of(v, self.rows),), ([], []))[1].append((v, place))
+        singles, single_copies = groups.pop((1,))
         scalars: dict[Var, Any] = {}
         if singles or single_copies:
             sums = [e for e in singles if e.primitive.name in COLUMNS]  # over rows of one number
@@ -307,35 +323,73 @@ class _Writer:
                 self._start(e)
             scalars = self._body(row, I64(0), 1, singles, single_copies, {})
             for e in sums:
-                self._finish(row, e)
-        widths = dict.fromkeys([*(self._width(e) for e in equations), *(width_of(v, self.rows) for v, _ in copies)])
-        for width in widths:
-            if width == 1:
+                self._finish(row, I64(0), e)
+        for shape, (group, copied) in groups.items():
+            if len(shape) == 1:
+                self._columns(row, shape[0], group, copied, self._singles(row, I64(0), group, copied, scalars))
                 continue
-            group = [e for e in equations if self._width(e) == width]
-            copied = [(v, p) for v, p in copies if width_of(v, self.rows) == width]
-            for e in group:
-                if e.primitive.name in COLUMNS:
-                    self._start(e)
-            # What is one number a row is read, and turned into a factor if it divides, once and not at every column.
-            for x in dict.fromkeys([*(x for e in group for x in e.vars), *(x for x, _ in copied)]):
-                if x not in scalars and width_of(x, self.rows) == 1:
-                    scalars[x] = Vectors(b, 1).load(x.dtype, self._address(self.layout.reads[x], row, I64(0)))
-            divisors = {
-                e.inputs[1]: Vectors(b, 1).divisor(scalars[e.inputs[1]])
-                for e in group
-                if e.primitive.name == "div" and e.inputs[1] in scalars
-            }
-            whole = width - width % self.lanes
-            if whole:
-                with loop(b, I64(0), I64(whole), self.lanes) as column:
-                    self._body(row, column, self.lanes, group, copied, scalars, divisors)
-            if whole < width:
-                with loop(b, I64(whole), I64(width)) as column:
-                    self._body(row, column, 1, group, copied, scalars, divisors)
-            for e in group:
-                if e.primitive.name in COLUMNS:
-                    self._finish(row, e)
+            lines, width = shape
+            for e in filter(gathers, group):
+                self._clear(row, e, width)
+            known = self._singles(row, I64(0), group, (), scalars)
+            with loop(self.b, I64(0), I64(lines)) as line:
+                of_line = self._singles(row, line, group, (), known, of_lines=lines)
+                self._columns(row, width, group, (), of_line, (line, self.b.mul(line, I64(width))))
+
+    def _singles(
+        self,
+        row: Any,
+        line: Any,
+        group: Sequence[Equation],
+        copied: Iterable[tuple[Var, Place]],
+        known: Mapping[Var, Any],
+        of_lines: int = 0,
+    ) -> dict[Var, Any]:
+        """What is one number a row, or a line, is read once and not at every column."""
+        found = dict(known)
+        for x in dict.fromkeys([*(x for e in group for x in e.vars), *(x for x, _ in copied)]):
+            one = x.shape[-1:] == (1,) and width_of(x, self.rows) == of_lines if of_lines else width_of(x, self.rows) == 1
+            if x not in found and one:
+                found[x] = Vectors(self.b, 1).load(x.dtype, self._address(self.layout.reads[x], row, line))
+        return found
+
+    def _columns(
+        self,
+        row: Any,
+        width: int,
+        group: Sequence[Equation],
+        copied: Sequence[tuple[Var, Place]],
+        scalars: dict[Var, Any],
+        line: tuple[Any, Any] | None = None,
+    ) -> None:
+        """A pass over the features of a row or of a line of it: its number, and where it begins."""
+        b = self.b
+        sums = [e for e in group if e.primitive.name in COLUMNS and not gathers(e)]
+        for e in sums:
+            self._start(e)
+        # What divides is turned into a factor once.
+        divisors = {
+            e.inputs[1]: Vectors(b, 1).divisor(scalars[e.inputs[1]])
+            for e in group
+            if e.primitive.name == "div" and e.inputs[1] in scalars
+        }
+        whole = width - width % self.lanes
+        for start, stop, lanes in ((0, whole, self.lanes), (whole, width, 1)):
+            if start < stop:
+                with loop(b, I64(start), I64(stop), lanes) as column:
+                    self._body(row, column, lanes, group, copied, scalars, divisors, line and line[1])
+        for e in sums:
+            self._finish(row, I64(0) if line is None else line[0], e)
+
+    def _clear(self, row: Any, e: Equation, width: int) -> None:
+        """Zeros, where a sum over lines grows."""
+        (place,) = self.layout.writes[e.output]
+        whole = width - width % self.lanes
+        for start, stop, lanes in ((0, whole, self.lanes), (whole, width, 1)):
+            if start < stop:
+                with loop(self.b, I64(start), I64(stop), lanes) as column:
+                    v = Vectors(self.b, lanes)
+                    self._put(v, v.constant(e.output.dtype, 0), e.output.dtype, place, row, column)
 
     def _start(self, e: Equation) -> None:
         first = {"sum": 0.0, "max": -np.inf, "min": np.inf}[e.primitive.name]
@@ -346,8 +400,8 @@ class _Writer:
     def _combine(self, v: Vectors, name: str, x: Any, y: Any) -> Any:
         return v.b.fadd(x, y) if name == "sum" else v.extremum(">" if name == "max" else "<", x, y)
 
-    def _finish(self, row: Any, e: Equation) -> None:
-        """Add the lanes up and put the sum where it is read."""
+    def _finish(self, row: Any, line: Any, e: Equation) -> None:
+        """Add the lanes up and put the sum of a row, or of a line of it, where it is read."""
         b, name, out = self.b, e.primitive.name, e.output
         kind = ir.VectorType(FLOATS[out.dtype], self.lanes)
         many = Vectors(b, self.lanes).across(name, b.load(self.accumulators[out, self.lanes], typ=kind))
@@ -355,7 +409,7 @@ class _Writer:
         rest = b.load(self.accumulators[out, 1], typ=ir.VectorType(FLOATS[out.dtype], 1))
         total = self._combine(one, name, one.splat(many), rest)
         for place in self.layout.writes.get(out, ()):
-            self._put(one, total, out.dtype, place, row, I64(0))
+            self._put(one, total, out.dtype, place, row, line)
 
     def _body(
         self,
@@ -366,9 +420,15 @@ class _Writer:
         copies: Sequence[tuple[Var, Place]],
         scalars: dict[Var, Any],
         divisors: Mapping[Any, tuple[Any, Any]] = MappingProxyType({}),
+        begin: Any = None,
     ) -> dict[Var, Any]:
-        """Some columns of a row: load what comes from memory, compute, store what is wanted."""
+        """Some columns of a row, or of the line that begins there: load what is in memory, compute, store what is wanted."""
         v = Vectors(self.b, lanes)
+
+        def at(x: Var) -> Any:
+            """Where in its row a value has these columns; one that has no lines serves all of them."""
+            return column if begin is None or len(pass_of(x, self.rows)) == 1 else self.b.add(begin, column)
+
         values: dict[Var, Any] = {}
 
         def value(x: Operand, like: np.dtype[Any]) -> Any:
@@ -382,13 +442,18 @@ class _Writer:
                     if width_of(x, self.rows) == 1:
                         values[x] = v.load_one(x.dtype, self._address(place, row, I64(0)))
                     else:
-                        values[x] = v.load(x.dtype, self._address(place, row, column))
+                        values[x] = v.load(x.dtype, self._address(place, row, at(x)))
             return values[x]
 
         for e in equations:
             name, out = e.primitive.name, e.output
             like = next(x.dtype for x in e.vars) if name not in ("where",) else out.dtype
             inputs = [value(x, like) for x in e.inputs]
+            if gathers(e):
+                (place,) = self.layout.writes[out]
+                address = self._address(place, row, column)
+                v.store(self.b.fadd(v.load(out.dtype, address), inputs[0]), out.dtype, address)
+                continue
             if name in COLUMNS:
                 slot = self.accumulators[out, lanes]
                 before = self.b.load(slot, typ=inputs[0].type)
@@ -400,14 +465,14 @@ class _Writer:
             else:
                 values[out] = compute(v, name, inputs, e.params, exponent)
             for place in self.layout.writes.get(out, ()):
-                self._put(v, values[out], out.dtype, place, row, column)
+                self._put(v, values[out], out.dtype, place, row, at(out))
         for x, place in copies:
             self._put(v, value(x, x.dtype), x.dtype, place, row, column)
         return values
 
     def _put(self, v: Vectors, value: Any, dtype: np.dtype[Any], place: Place, row: Any, column: Any) -> None:
-        """Store a value; where it is summed over rows, add it."""
+        """Store a value; where it is summed over rows or steps, add it."""
         address = self._address(place, row, column)
-        if place.base[0] == "partial":
+        if place.base[0] in ("partial", "total"):
             value = self.b.fadd(v.load(dtype, address), value)
         v.store(value, dtype, address)

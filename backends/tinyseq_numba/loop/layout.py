@@ -6,10 +6,14 @@ is put into memory only if a product, another pass, the next step or the caller 
     section  before, in and after the loop over a chunk of steps: what is for all steps of a chunk at once stands around it
     stage    begins after the products of the stage before: a value that a product gives is there at the next stage
     phase    within a stage, one pass over a row: a sum over the row is there at the next phase
+
+A row has features, or lines of features: (B, N) or (B, S, N), where S vectors are looked at in each sequence. A pass goes
+over one of these shapes, and what has other axes, a number a line or one line for all, comes from memory.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,13 +21,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyseq.graph import Equation, Operand, Var
+from tinyseq_numba.loop.lower import lower
 from tinyseq_numba.loop.product import panel_of
 from tinyseq_numba.loop.vectors import SUPPORTED
 
 if TYPE_CHECKING:
     from tinyseq.compiler.loop import Step, Total
 
-__all__ = ["AFTER", "BEFORE", "LOOP", "Layout", "Place", "Unsupported", "fuses", "plan_layout"]
+__all__ = [
+    "AFTER", "BEFORE", "LOOP", "Layout", "Place", "Unsupported", "fuses", "gathers", "pass_of",
+    "plan_layout", "width_of",
+]  # fmt: skip
 
 Level = tuple[int, int, int]
 BEFORE, LOOP, AFTER = range(3)
@@ -62,6 +70,7 @@ class Layout:
     """The result.
 
     Attributes:
+        step: what is laid out: the step as it was given, or written in another way.
         equations: what is computed, in order; slices and joins have become places and are left out.
         level: when each value is there.
         reads: where a value that is in memory is read.
@@ -75,6 +84,7 @@ class Layout:
         copies: values that are in memory and wanted in another place too, and the pass that puts them there.
     """
 
+    step: Step
     equations: tuple[Equation, ...]
     level: dict[Var, Level]
     reads: dict[Var, Place]
@@ -90,9 +100,34 @@ class Layout:
 
 def width_of(v: Var, rows: Iterable[Var]) -> int:
     """Numbers in a row of a value."""
-    if v in rows and len(v.shape) == 1:
-        return 1
-    return v.shape[-1] if v.shape else 1
+    return math.prod(v.shape[1:] if v in rows else v.shape)
+
+
+def dims_of(v: Var, rank: int, rows: Iterable[Var]) -> tuple[int, ...]:
+    """The axes of a row of a value, beside a result with so many axes in all.
+
+    Raises:
+        Unsupported: a row would be spread over something else than its own sequence.
+    """
+    shape = (1,) * (rank - len(v.shape)) + v.shape
+    if (len(v.shape) != rank) if v in rows else (rank > 1 and shape[0] != 1):
+        raise Unsupported(f"a value of shape {v.shape} beside one with {rank} axes")
+    return shape[1:]
+
+
+def grid_of(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The lines, and the features of each, of rows that have both."""
+    return (shape[1], shape[2]) if len(shape) == 3 and shape[1] > 1 < shape[2] else None
+
+
+def pass_of(v: Var, rows: Iterable[Var]) -> tuple[int, ...]:
+    """What a pass goes over to compute a value: lines of features, or features."""
+    return (grid_of(v.shape) if v in rows else None) or (width_of(v, rows),)
+
+
+def gathers(e: Equation) -> bool:
+    """Whether it sums the lines of each row."""
+    return e.primitive.name == "sum" and e.params["axis"] == (-2,)
 
 
 def padded(width: int, dtype: np.dtype[Any]) -> int:
@@ -104,8 +139,12 @@ def padded(width: int, dtype: np.dtype[Any]) -> int:
 def fuses(e: Equation, stacked: frozenset[Var]) -> bool:
     """Whether there may be code for the equation beside the loop; the layout has the last word."""
     name = e.primitive.name
-    if any(v.dtype.kind not in "fb" or v.dtype == np.float16 or len(v.shape) > 2 for v in (*e.vars, e.output)):
+    if any(v.dtype.kind not in "fb" or v.dtype == np.float16 for v in (*e.vars, e.output)):
         return False
+    if any(len(v.shape) > 3 or grid_of(v.shape) for v in (*e.vars, e.output)):
+        return False  # memory for some steps' worth of lines is too much to stay in the cache
+    if name == "reshape":
+        return e.output.shape[:1] == next(e.vars).shape[:1]
     if name == "matmul":
         left, right = e.inputs
         return left in stacked and right not in stacked and len(left.shape) == len(right.shape) == 2  # type: ignore[union-attr]
@@ -129,7 +168,8 @@ def plan_layout(step: Step) -> Layout:
 
 class _Planner:
     def __init__(self, step: Step) -> None:
-        self.step = step
+        self.weights = {e.inputs[1] for e in step.graph.equations if e.primitive.name == "matmul"}
+        self.step = step = lower(step)
         if not step.carry or any(not v.shape for v in step.carry):
             raise Unsupported("a carry without a batch axis")
         self.batch = step.carry[0].shape[0]
@@ -148,9 +188,9 @@ class _Planner:
         first, last = step.before, len(equations) - step.after
         self.section = {e.output: BEFORE if i < first else LOOP if i < last else AFTER for i, e in enumerate(equations)}
         # What the loop gives and something after it reads has a place of its own for every step of a chunk.
-        self.crossing = {v for e in equations[last:] for v in e.vars} | {v for total in step.sums for v in total.inputs}
+        self.crossing = {v for e in equations[last:] for v in e.vars} | {v for total in step.sums for v in total.inputs if total.kind != "each"}
         for e in reversed(equations):
-            if e.primitive.name == "getitem" and e.output in self.crossing:
+            if e.primitive.name in ("getitem", "reshape") and e.output in self.crossing:
                 self.crossing.update(e.vars)
 
     def plan(self) -> Layout:
@@ -178,6 +218,7 @@ class _Planner:
             1 + max((stage for section, stage, _ in levels if section == each), default=-1) for each in (BEFORE, LOOP, AFTER)
         )
         return Layout(
+            step,
             kept,
             self.level,
             self.reads,
@@ -192,25 +233,24 @@ class _Planner:
         )
 
     def _find_rows(self) -> None:
-        """Which values differ from sequence to sequence; raises for shapes with more than a batch and a feature axis."""
+        """Which values differ from sequence to sequence."""
         step, rows = self.step, self.rows
         consumers: dict[Var, list[Equation]] = {}
         for e in step.graph.equations:
             for v in e.vars:
                 consumers.setdefault(v, []).append(e)
         for v in (*step.graph.inputs, *step.graph.closed):
-            if len(v.shape) > 2:
+            if len(v.shape) > 3:
                 raise Unsupported(f"a value of shape {v.shape}")
             if not v.shape or v.shape[0] != self.batch:
                 continue
             spread = [e for e in consumers.get(v, ()) if e.primitive.name in SUPPORTED - {"reshape"}]
-            stretched = any(len(e.output.shape) == 2 for e in spread)
-            weight = any(e.primitive.name == "matmul" and e.inputs[1] is v for e in consumers.get(v, ()))
-            if (len(v.shape) == 2 and not weight) or (len(v.shape) == 1 and not stretched) or v in step.carry:
+            stretched = any(len(e.output.shape) > len(v.shape) for e in spread)
+            if v in step.carry or not (stretched or (len(v.shape) == 2 and v in self.weights)):
                 rows.add(v)
         for e in step.graph.equations:
             out = e.output
-            if len(out.shape) > 2:
+            if len(out.shape) > 3:
                 raise Unsupported(f"{e.primitive.name} with a result of shape {out.shape}")
             if any(v in rows for v in e.vars):
                 if not out.shape or out.shape[0] != self.batch:
@@ -219,8 +259,6 @@ class _Planner:
 
     def _whole(self, base: tuple[str, int], v: Var) -> Place:
         width = width_of(v, self.rows)
-        if v not in self.rows and len(v.shape) == 2 and v.shape[0] != 1:
-            raise Unsupported(f"a matrix of shape {v.shape} outside a product")
         return Place(base, width if v in self.rows else 0, 0, width)
 
     def _only_weights(self, v: Var) -> bool:
@@ -274,18 +312,45 @@ class _Planner:
             self._slice(e)
         elif name in COLUMNS:
             (x,) = e.inputs
-            if not isinstance(x, Var) or x not in self.rows or len(x.shape) != 2 or e.params["axis"] != (-1,):
-                raise Unsupported(f"{name} over axis {e.params['axis']}")
+            if not isinstance(x, Var) or x not in self.rows or not self._one_pass_sums(e, x):
+                raise Unsupported(f"{name} over axis {e.params['axis']} of shape {next(e.vars).shape}")
             section, stage, phase = self._ready(e)
             self.level[out] = (section, stage, phase + 1)
             self._in_memory(out)
+        elif name == "reshape":
+            self._reshape(e)
         elif name in SUPPORTED:
-            widths = {width_of(v, self.rows) for v in e.vars} - {1}
-            if widths - {width_of(out, self.rows)} or (name == "reshape" and widths and out.shape[-1] == 1):
-                raise Unsupported(f"{name} from shape {next(iter(e.vars)).shape} to {out.shape}")
+            own = dims_of(out, len(out.shape), self.rows)
+            for v in e.vars:
+                dims = dims_of(v, len(out.shape), self.rows)
+                if any(size not in (1, whole) for size, whole in zip(dims, own, strict=True)):
+                    raise Unsupported(f"{name} from shape {v.shape} to {out.shape}")
             self.level[out] = self._ready(e)
         else:
             raise Unsupported(name)
+
+    def _one_pass_sums(self, e: Equation, x: Var) -> bool:
+        """Whether a pass over a row finds all that is added up for each result."""
+        if e.params["axis"] == (-1,):
+            return len(x.shape) == 2 or grid_of(x.shape) is not None
+        return gathers(e) and grid_of(x.shape) is not None
+
+    def _reshape(self, e: Equation) -> None:
+        """The same numbers in the same order: in a register in the same pass, in memory in the same place."""
+        (x,), out = e.inputs, e.output
+        if not isinstance(x, Var):
+            raise Unsupported("a number reshaped")
+        if x not in self.reads and pass_of(x, self.rows) == pass_of(out, self.rows):
+            self.level[out] = self._ready(e)
+            return
+        section, stage, phase = max(self.level[x], (self.section[out], 0, 0))
+        place = self._in_memory(x)
+        self.views.add(out)
+        self._is_at(out, place, (section, stage, phase + self._computed(x)))
+
+    def _computed(self, v: Var) -> bool:
+        """Whether a pass computes the value at its level, so that only that kind of pass can read it there."""
+        return v in self.made and v not in self.views and self.made[v].primitive.name not in (*MOVED, *COLUMNS)
 
     def _ready(self, e: Equation) -> Level:
         """When all inputs are there. What comes from an earlier pass than the one that uses it comes through memory."""
@@ -293,6 +358,13 @@ class _Planner:
         level = max((self.level[v] for v in e.vars), default=(0, 0, 0))
         if level[0] < section:
             level = (section, 0, 0)
+        # So does what another kind of pass computes, and a later pass reads.
+        x = next(e.vars) if e.primitive.name in COLUMNS else e.output
+        for v in e.vars:
+            alike = width_of(v, self.rows) == 1 or pass_of(v, self.rows) == pass_of(x, self.rows)
+            if self.level[v] == level and self._computed(v) and not alike:
+                level = (level[0], level[1], level[2] + 1)
+                break
         for v in e.vars:
             if self.level[v] < level and v in self.made and v not in self.views:
                 self._in_memory(v)
@@ -329,7 +401,7 @@ class _Planner:
 
     def _join(self, e: Equation) -> None:
         out = e.output
-        if e.params["axis"] != -1 or not all(isinstance(v, Var) and v in self.rows for v in (out, *e.inputs)):
+        if e.params["axis"] != -1 or len(out.shape) != 2 or not all(isinstance(v, Var) and v in self.rows for v in (out, *e.inputs)):
             raise Unsupported("concatenate other than of features")
         place = self._output_place(out) or self._new_place(out, out.shape[-1])
         column, level = 0, (self.section[out], 0, 0)
@@ -377,7 +449,11 @@ class _Planner:
         """What is summed over all rows and steps: rows where they pass by, products from whole chunks."""
         if not all(v in self.rows and v.dtype.kind == "f" for v in total.inputs):
             raise Unsupported(f"a sum of {total.inputs[0].dtype}{list(total.inputs[0].shape)} over rows")
-        if total.kind == "product":
+        if total.kind == "each":
+            (x,) = total.inputs
+            width = width_of(x, self.rows)
+            self._also_written(x, Place(("total", i), width, 0, width))
+        elif total.kind == "product":
             left, right = total.inputs
             if left.dtype != right.dtype:
                 raise Unsupported(f"a product of {left.dtype} and {right.dtype}")
@@ -416,7 +492,8 @@ class _Planner:
         kind, i = place.base
         passing = kind == "scratch" or (kind == "out" and i not in self.step.histories)  # holds one step, within the loop
         level = self.level[v]
-        computed = v in self.made and self.made[v].primitive.name not in MOVED and v not in self.views
+        e = self.made.get(v)
+        computed = e is not None and e.primitive.name not in MOVED and not gathers(e) and v not in self.views
         if computed and not (passing and level[0] != LOOP):
             self.writes.setdefault(v, []).append(place)
             return
