@@ -8,7 +8,7 @@ reads is never written. The same goes for sums over time, which grow as the step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from tinyseq.compiler.loop import Plan, Step, Total, is_view

@@ -513,9 +513,9 @@ def _in_one_go(e: Equation, made: dict[Var, Equation], timed: set[Var]) -> Total
             both = isinstance(rows, Var) and isinstance(right, Var) and {rows, right} <= timed
             if both and len(rows.shape) == len(right.shape) == 2:  # type: ignore[union-attr]
                 return Total(e.output, "product", (rows, right))  # type: ignore[arg-type]
-        if isinstance(left, Var) and isinstance(right, Var) and {left, right} <= timed:
-            if len(left.shape) > 2 and left.shape[:-2] == right.shape[:-2]:
-                return Total(e.output, "batched", (left, right))
+        stacks = isinstance(left, Var) and isinstance(right, Var) and {left, right} <= timed and len(left.shape) > 2
+        if stacks and left.shape[:-2] == right.shape[:-2]:  # type: ignore[union-attr]
+            return Total(e.output, "batched", (left, right))  # type: ignore[arg-type]
     keyed = len(e.inputs) > 1 and all(entry is INDEX for entry in e.params.get("key", ()))
     if e.primitive.name == "scatter_add" and keyed and all(v in timed for v in e.inputs):
         return Total(e.output, "scatter", tuple(e.vars), e.params)

@@ -188,7 +188,9 @@ class _Planner:
         first, last = step.before, len(equations) - step.after
         self.section = {e.output: BEFORE if i < first else LOOP if i < last else AFTER for i, e in enumerate(equations)}
         # What the loop gives and something after it reads has a place of its own for every step of a chunk.
-        self.crossing = {v for e in equations[last:] for v in e.vars} | {v for total in step.sums for v in total.inputs if total.kind != "each"}
+        self.crossing = {v for e in equations[last:] for v in e.vars} | {
+            v for total in step.sums for v in total.inputs if total.kind != "each"
+        }
         for e in reversed(equations):
             if e.primitive.name in ("getitem", "reshape") and e.output in self.crossing:
                 self.crossing.update(e.vars)
@@ -401,7 +403,11 @@ class _Planner:
 
     def _join(self, e: Equation) -> None:
         out = e.output
-        if e.params["axis"] != -1 or len(out.shape) != 2 or not all(isinstance(v, Var) and v in self.rows for v in (out, *e.inputs)):
+        if (
+            e.params["axis"] != -1
+            or len(out.shape) != 2
+            or not all(isinstance(v, Var) and v in self.rows for v in (out, *e.inputs))
+        ):
             raise Unsupported("concatenate other than of features")
         place = self._output_place(out) or self._new_place(out, out.shape[-1])
         column, level = 0, (self.section[out], 0, 0)
