@@ -28,6 +28,7 @@ def recorded(group: str) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     return answers
 
 
+@pytest.mark.filterwarnings("ignore:target .* its loss is infinite:UserWarning")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize(("group", "case"), CASES)

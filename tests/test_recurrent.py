@@ -492,9 +492,10 @@ def test_resets_join_sequences_in_a_row(
 
 
 def test_no_rows_at_all(rng: np.random.Generator) -> None:
-    """Their lengths are none, and none have no dtype."""
-    output, end = make("GRU")(draw(rng, T, 0, I), lengths=[])
-    assert (output.shape, end.shape) == ((T, 0, H), (1, 0, H))
+    with pytest.raises(ts.ShapeError, match=f"GRU takes a batch of at least one row, got 0 of {T} steps"):
+        make("GRU")(draw(rng, T, 0, I), lengths=[])
+    with pytest.raises(ts.ShapeError, match=rf"Recurrent takes a batch of at least one row, got shape \({T}, 0, {I}\)"):
+        nn.Recurrent(nn.GRUCell(I, H))(draw(rng, T, 0, I))
 
 
 def test_resets_in_every_layout(rng: np.random.Generator) -> None:

@@ -14,7 +14,11 @@ import tinyseq as ts
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 
-pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")]
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning"),
+    pytest.mark.filterwarnings("ignore:target .* its loss is infinite:UserWarning"),
+]
 
 BACKENDS = ["numpy", "numba", pytest.param("cupy", marks=pytest.mark.gpu)]
 CASES = [pytest.param(case, id=case.name) for cases in GROUPS.values() for case in cases]

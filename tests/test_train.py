@@ -451,6 +451,55 @@ def test_the_loop_is_the_plain_loop() -> None:
     assert plain.weights() == run.weights()
 
 
+def drawn_rows(count: int) -> np.ndarray:
+    return np.random.default_rng(5).standard_normal((count, 3))
+
+
+def squares(model: Any, rows: np.ndarray) -> Any:
+    x = ts.tensor(rows)
+    return {"loss": ((model(x) - x.sum(-1, keepdims=True)) ** 2).mean(), "count": len(rows)}
+
+
+def trained(batches: list[np.ndarray], **settings: Any) -> tuple[np.ndarray, Trainer]:
+    ts.manual_seed(2)
+    model = ts.nn.Linear(3, 1, dtype=ts.float64)
+    fit = {name: settings.pop(name) for name in ("steps", "epochs") if name in settings}
+    trainer = Trainer(model, ts.optim.Adam(model.parameters(), lr=0.1), squares, clip=1.0, **settings)
+    trainer.fit(batches, **fit, log_every=1, quiet=True)
+    return np.append(model.weight.numpy(), model.bias.numpy()), trainer
+
+
+def test_batches_that_make_a_step_together_are_one_large_batch() -> None:
+    rows = drawn_rows(24)
+    weights, trainer = trained(list(rows.reshape(6, 4, 3)), accumulate=3, steps=5)
+    expected, large = trained(list(rows.reshape(2, 12, 3)), steps=5)
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+    for ours, theirs in zip(trainer.history, large.history, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-12)
+
+
+def test_what_is_left_of_an_epoch_makes_a_step() -> None:
+    rows = drawn_rows(20)
+    weights, trainer = trained(list(rows.reshape(5, 4, 3)), accumulate=2, epochs=2)
+    expected, _ = trained([rows[:8], rows[8:16], rows[16:]], steps=6)
+    assert trainer.step == 6
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+
+
+def test_a_step_of_several_batches_that_is_not_finite_is_not_made() -> None:
+    good, bad = drawn_rows(4), np.full((4, 3), np.inf)
+    ts.manual_seed(2)
+    model = ts.nn.Linear(3, 1, dtype=ts.float64)
+    trainer = Trainer(model, ts.optim.SGD(model.parameters(), lr=0.1), squares, accumulate=2)
+    with np.errstate(all="ignore"), pytest.raises(ts.NonFiniteError, match="at step 2"):
+        trainer.fit([good, good, good, bad], steps=2, quiet=True)
+    assert trainer.step == 1
+    ts.manual_seed(2)
+    other = ts.nn.Linear(3, 1, dtype=ts.float64)
+    Trainer(other, ts.optim.SGD(other.parameters(), lr=0.1), squares).fit([good], steps=1, quiet=True)
+    np.testing.assert_allclose(model.weight.numpy(), other.weight.numpy(), rtol=1e-12)
+
+
 def test_the_loop_in_the_manual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ts.train.__doc__ is not None
     code = ts.train.__doc__.partition("::\n")[2].partition("\n\nThe trainer")[0]
@@ -687,6 +736,7 @@ def test_refusals(tmp_path: Path) -> None:
         (lambda: fit(), ValueError, "nothing would end training"),
         (lambda: fit(iter([1]), epochs=1), ValueError, "epochs=1 needs batches with a length"),
         (lambda: fit([], steps=1), ts.DataError, "no batches to train with"),
+        (lambda: Run(None, accumulate=0), ValueError, "at least 1 batch, got accumulate=0"),
         (lambda: fit(iter([]), steps=1), ts.DataError, "no batches after step 0; give a list or a Loader"),
         (lambda: fit(iter([1]), steps=1, valid=[1]), ValueError, "give valid_every"),
         (lambda: fit(steps=1, valid=[1], valid_every=0), ValueError, "valid_every is at least 1, got 0"),

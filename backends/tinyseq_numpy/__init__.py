@@ -12,6 +12,7 @@ import numpy as np
 
 from tinyseq.array_api import fill_key, full_permutation
 from tinyseq.backend import Backend
+from tinyseq_numpy.attention import Attention
 
 if TYPE_CHECKING:
     from tinyseq.compiler.loop import Step
@@ -134,6 +135,10 @@ class NumpyBackend(Backend):
     generator_family: ClassVar[str] = "numpy"
     xp = np
     array_type = np.ndarray
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused = {"attention": Attention()}
 
     def overrides(self) -> dict[str, Callable[..., Any]]:
         """NumPy takes numbers beside arrays as they are, so its ufuncs serve directly."""

@@ -65,6 +65,60 @@ class Translation(Case):
             return tinyseq_answer(result, {"state/" + name: p for name, p in model.named_parameters()}, dtype, twice)
 
 
+class Search(Translation):
+    """The two best translations of a beam search and their scores; the sequences are written out with lists in PyTorch."""
+
+    twice = False
+    beams, best, longest, alpha = 3, 2, 4, 0.6
+    start, end = 1, 0
+
+    def run_torch(self, arrays: Arrays, sizes: Sizes, twice: bool = False) -> Arrays:
+        import torch
+
+        weights = {n.removeprefix("state/"): torch.from_numpy(a) for n, a in arrays.items() if n.startswith("state/")}
+        source, lengths = torch.from_numpy(arrays["source"]), torch.from_numpy(arrays["lengths"])
+        rows = source.shape[1]
+        tokens = np.full((rows, self.best, self.longest), self.end)
+        scores = np.full((rows, self.best), -np.inf)
+        for row in range(rows):
+            mask = torch.arange(len(source)) < lengths[row : row + 1, None]
+
+            def log_p(y: tuple[int, ...], row: int = row, mask: Any = mask) -> Any:
+                fed = torch.tensor([self.start, *y])[:, None]
+                logits, _ = self.theirs(torch, weights, source[:, row : row + 1], fed, mask)
+                return torch.log_softmax(logits[-1, 0], -1).tolist()
+
+            for place, (score, y) in enumerate(self._beam(log_p)[: self.best]):
+                scores[row, place], tokens[row, place, : len(y)] = score, y
+        return {"tokens": tokens, "scores": scores}
+
+    def _beam(self, log_p: Callable[[tuple[int, ...]], list[float]]) -> list[tuple[float, tuple[int, ...]]]:
+        """Wu et al. (2016): all that ends among the K best is complete; the K best of the rest go on."""
+        live: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+        complete: list[tuple[float, tuple[int, ...]]] = []
+        for length in range(1, self.longest + 1):
+            grown = sorted(((p + q, (*y, k)) for p, y in live for k, q in enumerate(log_p(y))), reverse=True)
+            penalty = ((5 + length) / 6) ** self.alpha
+            complete += [(p / penalty, y) for p, y in grown[: self.beams] if y[-1] == self.end]
+            live = [(p, y) for p, y in grown if y[-1] != self.end][: self.beams]
+        return sorted(complete + [(p / penalty, y) for p, y in live], reverse=True)
+
+    def run_tinyseq(self, arrays: Arrays, sizes: Sizes, dtype: Any, twice: bool = False) -> Arrays:
+        import tinyseq as ts
+
+        model = self.build(ts, sizes).astype(np.dtype(dtype).name).eval()
+        state = {name.removeprefix("state/"): a.astype(dtype) for name, a in arrays.items() if name.startswith("state/")}
+        model.load_state_dict(state)
+        options = {"beams": self.beams, "n_best": self.best, "length_penalty": self.alpha}
+        found = model.beam_search(arrays["source"], arrays["lengths"], self.longest, **options)
+        tokens = found.tokens.numpy()
+        width = self.longest - tokens.shape[2]
+        return {
+            "tokens": np.pad(tokens, [(0, 0), (0, 0), (0, width)], constant_values=self.end),
+            "scores": found.scores.numpy().astype(dtype),  # they are summed in float64
+        }
+
+
 # --- the parts, in PyTorch's words ------------------------------------------------------------------------------------
 
 
@@ -160,4 +214,6 @@ SEQ2SEQ: list[Case] = [
     Translation("luong_dot", *luong("dot", True), least=LEAST),
     Translation("luong_general", *luong("general", True), least=LEAST),
     Translation("luong_general_no_feeding", *luong("general", False), least=LEAST),
+    Search("bahdanau_beam", bahdanau, bahdanau_in_torch, least=LEAST),
+    Search("luong_beam", *luong("general", True), least=LEAST),
 ]

@@ -26,7 +26,7 @@ from tinyseq.nn.module import Module
 from tinyseq.scan import checked_lengths
 from tinyseq.tensor import Operand, Parameter, Tensor, as_tensor, bool_, float32
 
-__all__ = ["AdditiveAttention", "DotProductAttention", "GeneralAttention", "Memory", "MultiheadAttention"]
+__all__ = ["AdditiveAttention", "AttentionCache", "DotProductAttention", "GeneralAttention", "Memory", "MultiheadAttention"]
 
 
 class Memory(NamedTuple):
@@ -250,6 +250,54 @@ class GeneralAttention(DotProductAttention):
         return self.key(keys)
 
 
+class AttentionCache:
+    """The projected keys and values that :class:`MultiheadAttention` has seen of a sequence that comes in pieces.
+
+    A call with the cache projects its own keys and values alone, adds them, and looks at all: T steps one by one then take
+    T projections and not T^2 / 2 (and a query attends to no more than it would in the whole sequence).
+
+    Args:
+        fixed: whether the first call's keys and values are all there will be, as with an encoder's output. Later calls
+            then do not project theirs.
+
+    Attributes:
+        keys: (B, H, S, E / H), or None before the first call.
+        values: the same of the values.
+    """
+
+    def __init__(self, fixed: bool = False) -> None:
+        self.fixed = fixed
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def __len__(self) -> int:
+        """S, the steps seen so far."""
+        return 0 if self.keys is None else self.keys.shape[-2]
+
+    def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, these at the end.
+
+        Raises:
+            ShapeError: they are of another batch.
+        """
+        if self.keys is not None and self.values is not None:
+            if keys.shape[:2] != self.keys.shape[:2]:
+                raise ShapeError(f"the cache is of {self.keys.shape[0]} rows, got keys and values of {keys.shape[0]}")
+            keys, values = concatenate([self.keys, keys], -2), concatenate([self.values, values], -2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def select(self, rows: Operand) -> None:
+        """Keep these rows of the batch, in this order: beams that go on, or sequences that are not done.
+
+        Args:
+            rows: (N,) integers.
+        """
+        if self.keys is not None and self.values is not None:
+            rows = as_tensor(rows)
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+
 class MultiheadAttention(Module):
     """Several attentions side by side, each on its own projection of the input (Vaswani et al. 2017).
 
@@ -333,6 +381,7 @@ class MultiheadAttention(Module):
         attn_mask: Operand | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        cache: AttentionCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The output, and the weights if they are wanted.
 
@@ -346,7 +395,10 @@ class MultiheadAttention(Module):
             attn_mask: (L, S) or (B H, L, S): booleans, True where a query may *not* look; or numbers that are added to
                 the scores.
             average_attn_weights: whether the weights are the mean over the heads.
-            is_causal: query i looks at keys 0 to i only, besides what the masks say.
+            is_causal: query i looks at keys 0 to i only, besides what the masks say; with a cache, query and keys count
+                from what it held before.
+            cache: of the sequence so far, to which key and value are added: S in the masks' shapes is then all of it. For
+                a sequence without a batch, too.
 
         Returns:
             The output in the layout of the query, and the weights (B, L, S), or (B, H, L, S) without averaging, or None.
@@ -355,8 +407,11 @@ class MultiheadAttention(Module):
         Raises:
             ShapeError: shapes that do not fit.
             DTypeError: a mask of integers.
+            ValueError: a cache together with ``add_bias_kv`` or ``add_zero_attn``.
         """
-        heads, size = self.num_heads, self.embed_dim // self.num_heads
+        if cache is not None and (self.bias_k is not None or self.add_zero_attn):
+            raise ValueError("a cache holds the sequence alone; make MultiheadAttention without add_bias_kv and add_zero_attn")
+        heads = self.num_heads
         one, same = query is key is value, key is value
         query, key, value = as_tensor(query), as_tensor(key), as_tensor(value)
         batched = query.ndim == 3
@@ -365,29 +420,25 @@ class MultiheadAttention(Module):
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
         elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = self._projected(query, key, value, one, same)
         batch, queries = query.shape[:2]
-        mask = self._mask(key_padding_mask, attn_mask, is_causal, (batch, heads, queries, key.shape[1]), batched)
-        added = 0
-        if self.bias_k is not None and self.bias_v is not None:
-            k, v = (
-                concatenate([x, broadcast_to(bias, (batch, 1, self.embed_dim))], 1)
-                for x, bias in ((k, self.bias_k), (v, self.bias_v))
-            )
-            added += 1
-        if self.add_zero_attn:
-            k, v = (pad(x, [(0, 1), (0, 0)]) for x in (k, v))
-            added += 1
+        before = 0 if cache is None or cache.fixed else len(cache)
+        q, k, v = self._heads(query, key, value, one, same, cache)
+        # Alone, and with no keys added, it needs no mask: attention by tiles skips what it hides.
+        causal_alone = is_causal and key_padding_mask is attn_mask is self.bias_k is None and not self.add_zero_attn
+        causal_alone = causal_alone and not before
+        added = int(self.bias_k is not None) + int(self.add_zero_attn)
+        shape = (batch, heads, queries, k.shape[-2] - added)
+        start = before if is_causal and not causal_alone else None
+        mask = self._mask(key_padding_mask, attn_mask, start, shape, batched)
         if mask is not None and added:
             mask = pad(mask, [(0, added)], value=mask.dtype == bool_)
-        q, k, v = (x.reshape(batch, -1, heads, size).transpose(1, 2) for x in (q, k, v))
 
         p = self.dropout if self.training else 0.0
         if need_weights:
-            weights = dropout(attention_weights(q, k, mask), p)
+            weights = dropout(attention_weights(q, k, mask, causal_alone), p)
             y = matmul(weights, v)
         else:
-            y = scaled_dot_product_attention(q, k, v, mask, p)
+            y = scaled_dot_product_attention(q, k, v, mask, p, causal_alone)
         output = self.out_proj(y.transpose(1, 2).reshape(batch, queries, self.embed_dim))
         if not batched:
             output = output.squeeze(0)
@@ -413,6 +464,38 @@ class MultiheadAttention(Module):
                 f"MultiheadAttention takes query, key and value {layout} or (L, E) with E = {sizes[0]}, {sizes[1]} and "
                 f"{sizes[2]}, the last two of one length, got shapes {query.shape}, {key.shape} and {value.shape}"
             )
+        if 0 in query.shape[:-1] or 0 in key.shape[:-1]:
+            raise ShapeError(
+                f"MultiheadAttention takes at least one row, one query and one key, got shapes {query.shape} and {key.shape}"
+            )
+
+    def _heads(
+        self, query: Tensor, key: Tensor, value: Tensor, one: bool, same: bool, cache: AttentionCache | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected queries, and all keys and values to look at: (B, H, L or S, E / H)."""
+        batch = query.shape[0]
+
+        def divided(x: Tensor) -> Tensor:
+            return x.reshape(batch, -1, self.num_heads, self.embed_dim // self.num_heads).transpose(1, 2)
+
+        if cache is not None and cache.fixed and cache.keys is not None and cache.values is not None:
+            if cache.keys.shape[0] != batch:
+                raise ShapeError(f"the cache is of {cache.keys.shape[0]} rows, got a query of {batch}")
+            weight = self.q_proj_weight if self.in_proj_weight is None else self.in_proj_weight[: self.embed_dim]
+            bias = None if self.in_proj_bias is None else self.in_proj_bias[: self.embed_dim]
+            return divided(linear(query, weight, bias)), cache.keys, cache.values  # type: ignore[arg-type]
+        q, k, v = self._projected(query, key, value, one, same)
+        if self.bias_k is not None and self.bias_v is not None:
+            k, v = (
+                concatenate([x, broadcast_to(bias, (batch, 1, self.embed_dim))], 1)
+                for x, bias in ((k, self.bias_k), (v, self.bias_v))
+            )
+        if self.add_zero_attn:
+            k, v = (pad(x, [(0, 1), (0, 0)]) for x in (k, v))
+        k, v = divided(k), divided(v)
+        if cache is not None:
+            k, v = cache.add(k, v)
+        return divided(q), k, v
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, one: bool, same: bool) -> tuple[Tensor, ...]:
         """The inputs times their weights; where inputs are one and the same, as one product."""
@@ -430,11 +513,14 @@ class MultiheadAttention(Module):
         self,
         key_padding_mask: Operand | None,
         attn_mask: Operand | None,
-        is_causal: bool,
+        start: int | None,
         shape: tuple[int, int, int, int],
         batched: bool,
     ) -> Tensor | None:
-        """All masks as one that broadcasts to (B, H, L, S): booleans, True where a query may look, or numbers to add."""
+        """All masks as one that broadcasts to (B, H, L, S): booleans, True where a query may look, or numbers to add.
+
+        ``start`` is the position of the first query where the future is hidden, else None.
+        """
         batch, heads, queries, keys = shape
         parts = []
         if key_padding_mask is not None:
@@ -444,8 +530,8 @@ class MultiheadAttention(Module):
         if attn_mask is not None:
             mask = _as_mask(attn_mask, "attn_mask", (queries, keys), (batch * heads, queries, keys))
             parts.append(mask if mask.ndim == 2 else mask.reshape(shape))
-        if is_causal:
-            parts.append(causal_mask(queries, keys))
+        if start is not None and start < keys - 1:  # else there is no future
+            parts.append(causal_mask(queries, keys, start))
         if not parts:
             return None
         if all(mask.dtype == bool_ for mask in parts):

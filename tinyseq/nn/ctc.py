@@ -6,6 +6,7 @@ Letters: T frames, N sequences in the batch, C classes, one of which is the blan
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ def ctc_loss(
 
     the last of them only where l'_s is neither blank nor l'_{s-2}. It is a scan over the frames, and its gradient that
     of the scan. A target that needs more frames than there are (S, and one more for each label that repeats the one
-    before) has the loss infinity and no gradient, where PyTorch's is NaN.
+    before) has the loss infinity and no gradient, where PyTorch's is NaN; a warning names it, unless ``zero_infinity`` is
+    asked for.
 
     Args:
         log_probs: (T, N, C), or (T, C) without a batch; usually of :func:`tinyseq.log_softmax`.
@@ -74,6 +76,8 @@ def ctc_loss(
     if not batched:
         log_probs, ids = log_probs.unsqueeze(1), ids.reshape(1, -1)
     frames, rows, classes = log_probs.shape
+    if not rows:
+        raise ShapeError(f"ctc_loss takes at least one sequence, got log-probabilities of shape {log_probs.shape}")
     if not 0 <= blank < classes:
         raise ShapeError(f"ctc_loss needs a blank in [0, {classes}), got {blank}")
     inputs = _lengths(input_lengths, rows, frames, "input")
@@ -85,6 +89,8 @@ def ctc_loss(
     else:
         raise ShapeError(f"ctc_loss of {rows} sequences takes targets ({rows}, S), or all in a row, got shape {ids.shape}")
     ids = _checked_labels(ids, counts, classes, blank)
+    if not zero_infinity:
+        _warn_of_the_impossible(ids, inputs, counts)
 
     path = np.full((rows, 2 * ids.shape[1] + 1), blank)
     path[:, 1::2] = ids
@@ -146,6 +152,20 @@ def _lengths(given: Any, rows: int, most: int, what: str) -> Ids:
         row = int(wrong.argmax())
         raise ShapeError(f"ctc needs {what} lengths from 0 to {most}, got {lengths[row]} for sequence {row}")
     return lengths
+
+
+def _warn_of_the_impossible(ids: Ids, inputs: Ids, counts: Ids) -> None:
+    """Say which target has no alignment, and is why the loss will be infinite."""
+    repeats = (ids[:, 1:] == ids[:, :-1]) & (np.arange(1, ids.shape[1]) < counts[:, None])
+    needed = counts + repeats.sum(1)
+    if (needed > inputs).any():
+        row = int((needed > inputs).argmax())
+        warnings.warn(
+            f"target {row} has {counts[row]} labels and needs {needed[row]} frames, but there are {inputs[row]}: its loss is "
+            "infinite; leave it out, or give zero_infinity=True",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _side_by_side(ids: Ids, counts: Ids) -> Ids:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinyseq.errors import DTypeError, ShapeError
 from tinyseq.functions import dropout, matmul, repeat, softmax, where
+from tinyseq.fused import fused
 from tinyseq.tensor import Operand, Tensor, _floating, as_tensor, bool_
 
 __all__ = ["attention_weights", "causal_mask", "masked_softmax", "scaled_dot_product_attention"]
@@ -47,13 +48,13 @@ def masked_softmax(scores: Operand, mask: Operand) -> Tensor:
     return where(mask, softmax(where(mask, scores, hidden)), 0.0)
 
 
-def causal_mask(queries: int, keys: int | None = None) -> Tensor:
-    """(L, S) booleans, True where key j is not after query i: ``j <= i``.
+def causal_mask(queries: int, keys: int | None = None, start: int = 0) -> Tensor:
+    """(L, S) booleans, True where key j is not after query i, which is at position ``start + i``: ``j <= start + i``.
 
     >>> causal_mask(2, 3).tolist()
     [[True, False, False], [True, True, False]]
     """
-    return as_tensor(np.tri(queries, keys, dtype=bool))
+    return as_tensor(np.tri(queries, keys, start, dtype=bool))
 
 
 def attention_weights(
@@ -97,6 +98,13 @@ def attention_weights(
     return masked_softmax(scores + where(hidden, 0.0, mask), ~hidden)
 
 
+@fused("attention")
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, is_causal: bool, scale: float | None
+) -> Tensor:
+    return matmul(attention_weights(query, key, mask, is_causal, scale), value)
+
+
 def scaled_dot_product_attention(
     query: Operand,
     key: Operand,
@@ -109,7 +117,8 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """``softmax(scale query key^T + mask) value``: (..., L, V) (Vaswani et al. 2017).
 
-    A query whose keys are all masked gets zeros, and gives no gradient.
+    A query whose keys are all masked gets zeros, and gives no gradient. A backend may have a kernel that never holds all
+    (L, S) scores; dropout, and a mask that asks for a gradient, need them.
 
     Args:
         query: (..., L, E).
@@ -137,7 +146,12 @@ def scaled_dot_product_attention(
         raise ShapeError(f"attention needs a value for each key, got keys of shape {key.shape} and values of {value.shape}")
     if enable_gqa:
         key, value = (_for_all_heads(x, query) for x in (key, value))
-    weights = attention_weights(query, key, attn_mask, is_causal, scale)
+    mask = None if attn_mask is None else as_tensor(attn_mask)
+    if dropout_p == 0 and (mask is None or mask.node is None):
+        if mask is not None and mask.dtype.kind in "fV":
+            mask = mask.astype(query.dtype)
+        return _attention(query, key, value, mask, is_causal=is_causal, scale=scale)
+    weights = attention_weights(query, key, mask, is_causal, scale)
     return matmul(dropout(weights, dropout_p), value)
 
 

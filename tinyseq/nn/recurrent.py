@@ -102,6 +102,8 @@ class Recurrent(Module):
             xs = _exchanged(xs)
             resets = None if resets is None else as_tensor(resets).transpose(0, 1)
         steps, batch = flatten(xs)[0][0].shape[:2]
+        if not batch:
+            raise ShapeError(f"Recurrent takes a batch of at least one row, got shape {leaves[0].shape}")
         flags = None if resets is None else _checked_flags(resets, steps, batch)
         initial = None
         if state is None or flags is not None:
@@ -226,6 +228,8 @@ class _Stack(Gated):
             resets = resets if resets is None or resets.ndim != 2 else resets.transpose(0, 1)
         depth = (self.num_layers * len(self._directions),)
         batch = x.shape[1:-1]  # () without one
+        if 0 in batch:
+            raise ShapeError(f"{type(self).__name__} takes a batch of at least one row, got 0 of {x.shape[0]} steps")
         start = self._start(state, depth, batch, weight)
         initial = None if resets is None else self._start(None, depth, batch, weight)
         if not batched:

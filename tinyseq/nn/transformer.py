@@ -9,24 +9,38 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from tinyseq import functions
 from tinyseq.creation import full
 from tinyseq.errors import ShapeError
 from tinyseq.nn import functional, init
-from tinyseq.nn.attention import MultiheadAttention
+from tinyseq.nn.attention import AttentionCache, MultiheadAttention
 from tinyseq.nn.layers import Dropout, LayerNorm, Linear
 from tinyseq.nn.module import Module
 from tinyseq.tensor import Operand, Tensor, as_tensor, float32
 
 __all__ = [
+    "DecoderCache",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
 ]
+
+
+class DecoderCache(NamedTuple):
+    """What one :class:`TransformerDecoderLayer` keeps of a target that comes in pieces, and of the encoder's output."""
+
+    target: AttentionCache
+    memory: AttentionCache
+
+    def select(self, rows: Operand) -> None:
+        """Keep these rows of the batch, in this order."""
+        for cache in self:
+            cache.select(rows)
+
 
 Activation = str | Callable[[Any], Tensor]
 ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {"relu": functional.relu, "gelu": functional.gelu}
@@ -104,12 +118,17 @@ class TransformerEncoderLayer(_Layer):
     (5, 3, 8)
     """
 
+    def new_cache(self) -> AttentionCache:
+        """An empty cache, for one sequence."""
+        return AttentionCache()
+
     def __call__(
         self,
         src: Operand,
         src_mask: Operand | None = None,
         src_key_padding_mask: Operand | None = None,
         is_causal: bool = False,
+        cache: AttentionCache | None = None,
     ) -> Tensor:
         """The sequence (S, B, E), each step informed by those that it may look at.
 
@@ -118,13 +137,14 @@ class TransformerEncoderLayer(_Layer):
             src_mask: (S, S) or (B H, S, S), which step may not look at which.
             src_key_padding_mask: (B, S), which steps are padding.
             is_causal: step i looks at steps 0 to i only, besides what the masks say.
+            cache: of the steps before these ones, for a causal sequence that comes in pieces.
 
         Raises:
             ShapeError, DTypeError: what :class:`MultiheadAttention` raises.
         """
 
         def attend(x: Tensor) -> Tensor:
-            return self.self_attn(x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal)[0]
+            return self.self_attn(x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal, cache=cache)[0]
 
         x = self._residual(as_tensor(src), self.norm1, attend)
         return self._residual(x, self.norm2, self._feed_forward)
@@ -155,6 +175,10 @@ class TransformerDecoderLayer(_Layer):
     multihead_attn: MultiheadAttention
     norm3: LayerNorm
 
+    def new_cache(self) -> DecoderCache:
+        """An empty cache, for one target and one memory."""
+        return DecoderCache(AttentionCache(), AttentionCache(fixed=True))
+
     def __call__(
         self,
         tgt: Operand,
@@ -165,6 +189,7 @@ class TransformerDecoderLayer(_Layer):
         memory_key_padding_mask: Operand | None = None,
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
+        cache: DecoderCache | None = None,
     ) -> Tensor:
         """The target sequence (T, B, E), each step informed by earlier ones and by the memory.
 
@@ -177,18 +202,20 @@ class TransformerDecoderLayer(_Layer):
             memory_key_padding_mask: (B, S), which steps of the memory are padding.
             tgt_is_causal: step i looks at steps 0 to i of the target only.
             memory_is_causal: step i looks at steps 0 to i of the memory only.
+            cache: of the target's steps before these ones, and of the memory; what ``new_cache`` gave.
 
         Raises:
             ShapeError, DTypeError: what :class:`MultiheadAttention` raises.
         """
         memory = as_tensor(memory)
+        own, of_memory = (None, None) if cache is None else cache
 
         def attend(x: Tensor) -> Tensor:
-            return self.self_attn(x, x, x, tgt_key_padding_mask, False, tgt_mask, is_causal=tgt_is_causal)[0]
+            return self.self_attn(x, x, x, tgt_key_padding_mask, False, tgt_mask, is_causal=tgt_is_causal, cache=own)[0]
 
         def look(x: Tensor) -> Tensor:
             masks = (memory_key_padding_mask, False, memory_mask)
-            return self.multihead_attn(x, memory, memory, *masks, is_causal=memory_is_causal)[0]
+            return self.multihead_attn(x, memory, memory, *masks, is_causal=memory_is_causal, cache=of_memory)[0]
 
         x = self._residual(as_tensor(tgt), self.norm1, attend)
         x = self._residual(x, self.norm2, look)
@@ -213,8 +240,12 @@ class TransformerEncoder(Module):
     """
 
     def __init__(self, encoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
-        self.layers = _copies(encoder_layer, num_layers)
+        self.layers: list[Any] = _copies(encoder_layer, num_layers)
         self.norm = norm
+
+    def new_cache(self) -> list[AttentionCache]:
+        """An empty cache of each layer, for one sequence that comes in pieces."""
+        return [layer.new_cache() for layer in self.layers]
 
     def __call__(
         self,
@@ -222,11 +253,15 @@ class TransformerEncoder(Module):
         mask: Operand | None = None,
         src_key_padding_mask: Operand | None = None,
         is_causal: bool = False,
+        cache: list[Any] | None = None,
     ) -> Tensor:
-        """(S, B, E) through all layers; the masks are those of :class:`TransformerEncoderLayer`."""
+        """(S, B, E) through all layers; the arguments are those of :class:`TransformerEncoderLayer`.
+
+        ``cache`` is what ``new_cache`` gave: a causal sequence may then come in pieces.
+        """
         x = as_tensor(src)
-        for layer in self.layers:
-            x = layer(x, mask, src_key_padding_mask, is_causal)
+        for layer, own in zip(self.layers, _of_layers(cache, self.layers), strict=True):
+            x = layer(x, mask, src_key_padding_mask, is_causal, **own)
         return x if self.norm is None else self.norm(x)
 
 
@@ -248,8 +283,20 @@ class TransformerDecoder(Module):
     """
 
     def __init__(self, decoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
-        self.layers = _copies(decoder_layer, num_layers)
+        self.layers: list[Any] = _copies(decoder_layer, num_layers)
         self.norm = norm
+
+    def new_cache(self) -> list[DecoderCache]:
+        """An empty cache of each layer, for one target that comes in pieces and one memory.
+
+        >>> import tinyseq as ts
+        >>> decoder = ts.nn.TransformerDecoder(ts.nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0), num_layers=2)
+        >>> target, memory, cache = ts.random.randn((3, 1, 8)), ts.random.randn((5, 1, 8)), decoder.new_cache()
+        >>> steps = [decoder(target[t : t + 1], memory, tgt_is_causal=True, cache=cache) for t in range(3)]
+        >>> ts.allclose(ts.concatenate(steps), decoder(target, memory, tgt_is_causal=True), atol=1e-5)
+        True
+        """
+        return [layer.new_cache() for layer in self.layers]
 
     def __call__(
         self,
@@ -261,12 +308,16 @@ class TransformerDecoder(Module):
         memory_key_padding_mask: Operand | None = None,
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
+        cache: list[Any] | None = None,
     ) -> Tensor:
-        """(T, B, E) through all layers; the masks are those of :class:`TransformerDecoderLayer`."""
+        """(T, B, E) through all layers; the arguments are those of :class:`TransformerDecoderLayer`.
+
+        ``cache`` is what ``new_cache`` gave: a causal target may then come in pieces, a step at a time when it is generated.
+        """
         x, memory = as_tensor(tgt), as_tensor(memory)
         masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
-        for layer in self.layers:
-            x = layer(x, memory, *masks, tgt_is_causal, memory_is_causal)
+        for layer, own in zip(self.layers, _of_layers(cache, self.layers), strict=True):
+            x = layer(x, memory, *masks, tgt_is_causal, memory_is_causal, **own)
         return x if self.norm is None else self.norm(x)
 
 
@@ -364,3 +415,12 @@ def _copies(layer: M, count: int) -> list[M]:
     if count < 1:
         raise ShapeError(f"a stack needs at least one layer, got num_layers={count}")
     return [copy.deepcopy(layer) for _ in range(count)]
+
+
+def _of_layers(cache: list[Any] | None, layers: list[Any]) -> list[dict[str, Any]]:
+    """For each layer the argument that hands it its cache; without one nothing, since a layer of one's own may not take it."""
+    if cache is None:
+        return [{}] * len(layers)
+    if len(cache) != len(layers):
+        raise ShapeError(f"a stack of {len(layers)} layers takes as many caches, got {len(cache)}; make them with new_cache()")
+    return [{"cache": own} for own in cache]

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class Trainer:
             model's ``state_dict`` where ``monitor`` was best. None saves nothing.
         schedule: a learning-rate schedule, stepped after each step, or at each validation if it is ReduceLROnPlateau.
         clip: the largest norm of the gradient.
+        accumulate: how many batches make a step: the mean of their gradients is what one batch of all their rows gives, if
+            the loss is a mean and they are of one size. An epoch's last step has as many as are left.
         ema: a mean of the weights, updated after each step; validation, and what is best, uses it.
         logs: where numbers go.
         statistics: log the norms of all parameters and gradients, and their distributions, every so many steps; 0 never.
@@ -87,6 +90,7 @@ class Trainer:
         folder: str | os.PathLike[str] | None = None,
         schedule: Any = None,
         clip: float | None = None,
+        accumulate: int = 1,
         ema: EMA | None = None,
         logs: Sequence[Log] = (),
         statistics: int = 0,
@@ -100,7 +104,10 @@ class Trainer:
         self.loss = loss
         self.folder = None if folder is None else Path(folder)
         self.schedule = schedule
+        if accumulate < 1:
+            raise ValueError(f"a step takes at least 1 batch, got accumulate={accumulate}")
         self.clip = clip
+        self.accumulate = accumulate
         self.ema = ema
         self.logs = tuple(logs)
         self.statistics = statistics
@@ -167,7 +174,7 @@ class Trainer:
         for what, count in (("valid_every", valid_every), ("log_every", log_every), ("save_every", save_every)):
             if count is not None and count < 1:
                 raise ValueError(f"{what} is at least 1, got {count}")
-        end, every = _end(batches, steps, epochs, seconds, valid_every, valid)
+        end, every = _end(batches, self.accumulate, steps, epochs, seconds, valid_every, valid)
         for name, source in (("batches", batches), ("valid", valid)):
             self._parts.pop(name, None)
             if _is_stateful(source):
@@ -189,8 +196,9 @@ class Trainer:
 
         def read() -> str | None:
             """One pass over the batches, or what ended it."""
-            for batch in batches:
-                self._train_step(batch)
+            unread = iter(batches)
+            while group := list(islice(unread, self.accumulate)):
+                self._train_step(group)
                 if self.step % log_every == 0:
                     self._log_means()
                 if valid is not None and self.step % every == 0:
@@ -228,24 +236,28 @@ class Trainer:
             for log in self.logs:
                 log.rewind(self.step)
 
-    def _train_step(self, batch: Any) -> None:
+    def _train_step(self, batches: Sequence[Any]) -> None:
         self.optimizer.zero_grad()
-        loss, values = _measured(self.loss(self.model, batch))
-        self._check("loss", loss.item())
-        loss.backward()
+        measured: list[Values] = []
+        for batch in batches:
+            loss, values = _measured(self.loss(self.model, batch))
+            self._check("loss", loss.item())
+            (loss if len(batches) == 1 else loss / len(batches)).backward()
+            measured.append(values)
         if self.statistics and (self.step + 1) % self.statistics == 0:
             self._log_statistics()
         if self.clip is not None:
             norm = clip_grad_norm(self.model.parameters(), self.clip).item()
             self._check("norm of the gradient", norm)
-            values["gradient_norm"] = (norm, 1)
+            measured.append({"gradient_norm": (norm, 1)})
         self.optimizer.step()
         if self.schedule is not None and not isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step()
         if self.ema is not None:
             self.ema.update()
         self.step += 1
-        self._totals.add(values)
+        for values in measured:
+            self._totals.add(values)
 
     def _check(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -364,10 +376,10 @@ def _is_stateful(part: Any) -> bool:
 
 
 def _end(
-    batches: Any, steps: int | None, epochs: int | None, seconds: float, valid_every: int | None, valid: Any
+    batches: Any, accumulate: int, steps: int | None, epochs: int | None, seconds: float, valid_every: int | None, valid: Any
 ) -> tuple[int | None, int]:
     """The step that training ends with, if any, and the steps between validations and checkpoints."""
-    length = len(batches) if hasattr(batches, "__len__") else None
+    length = -(-len(batches) // accumulate) if hasattr(batches, "__len__") else None  # in steps
     if length == 0:
         raise DataError("there are no batches to train with")
     if epochs is not None:
