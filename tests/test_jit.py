@@ -855,10 +855,12 @@ def test_it_is_one_box_of_a_picture() -> None:
 
 def parts_of(f: Any, *shapes: Any, dtype: Any = F32) -> list[Any]:
     pytest.importorskip("numba")
-    from tinyseq_numba.regions import partition
+    from tinyseq_numba.loop.vectors import SUPPORTED
+
+    from tinyseq.compiler.regions import partition
 
     graph = trace(lambda *xs: ts.tree.flatten(f(*xs))[0], [ts.zeros(s, dtype) for s in shapes]).graph
-    parts = partition(graph)
+    parts = partition(graph, SUPPORTED)
     known = {*graph.inputs, *graph.closed}
     for part in parts:  # all that is read is there
         reads, writes = (part.vars, [part.output]) if hasattr(part, "primitive") else (part.reads, [*part.writes, *part.totals])

@@ -198,6 +198,77 @@ def test_columns_cut_in_any_way_stay_in_machine_code() -> None:
         np.testing.assert_allclose(other, one, rtol=1e-11, atol=1e-13)
 
 
+def reading(kind: str, batch: int, lines: int, size: int, lengths: bool, unroll: bool, backend: str, dtype: str) -> list[Any]:
+    """Outputs, and all gradients, of a cell that reads a memory (B, S, N) at every step."""
+    with ts.use_backend(backend):
+        return _reading(kind, batch, lines, size, lengths, unroll, dtype)
+
+
+def _reading(kind: str, batch: int, lines: int, size: int, lengths: bool, unroll: bool, dtype: str) -> list[Any]:
+    rng = np.random.default_rng(3)
+
+    def parameter(*shape: int) -> ts.Parameter:
+        return ts.Parameter((rng.standard_normal(shape) * 0.5).astype(dtype))
+
+    to_query, to_state, energy = parameter(4, size), parameter(size, 4), parameter(size)
+    keys, values = parameter(batch, lines, size), parameter(batch, lines, size)
+    start, xs = parameter(batch, 4), parameter(3, batch, 4)
+    mask = ts.tensor(rng.random((batch, lines)) > 0.2)
+    positions = ts.tensor(rng.standard_normal((lines, size)).astype(dtype))
+
+    def step(h: Any, x: Any) -> Any:
+        query = (h @ to_query)[:, None, :]
+        if kind == "additive":
+            scores = (keys + query).tanh() @ energy
+        elif kind == "product":
+            scores = (keys @ query.mT)[..., 0]
+        else:  # whatever goes over lines: positions that all rows share, sums of lines, numbers of a line that divide
+            scale = 1 + (keys * keys).sum(-1, keepdims=True)
+            scores = ((keys + positions) * query / scale).sigmoid().sum(-1) + (keys * query).sum(1).max(-1, keepdims=True)
+        weights = ts.softmax(ts.where(mask, scores, -1e9))
+        context = (weights[:, None, :] @ values)[:, 0]
+        h = ts.tanh(x + context @ to_state)
+        return h, (h, weights)
+
+    end, (ys, weights) = ts.scan(step, start, xs, unroll=unroll, lengths=[2] * batch if lengths else None)
+    (end.sum() + (ys * ts.tensor(rng.standard_normal(ys.shape).astype(dtype))).sum() + (weights * weights).sum()).backward()
+    leaves = (to_query, to_state, energy, keys, values, start, xs)
+    return [end.numpy(), ys.numpy(), weights.numpy(), *(leaf.grad.numpy() for leaf in leaves if leaf.grad is not None)]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["additive", "product", "lines"])
+@pytest.mark.parametrize(("batch", "lines", "size"), [(3, 7, 6), (4, 4, 4), (2, 12, 33), (1, 5, 16), (3, 1, 8), (2, 8, 1)])
+@pytest.mark.parametrize("lengths", [False, True])
+def test_a_memory_is_read_in_machine_code(kind: str, batch: int, lines: int, size: int, lengths: bool) -> None:
+    found = reading(kind, batch, lines, size, lengths, False, "numba", "float64")
+    wanted = reading(kind, batch, lines, size, lengths, True, "numpy", "float64")
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["additive", "product"])
+def test_a_memory_is_read_in_float32(kind: str) -> None:
+    found = reading(kind, 3, 9, 20, True, False, "numba", "float32")
+    wanted = reading(kind, 3, 9, 20, True, True, "numpy", "float64")
+    for one, other in zip(found, wanted, strict=True):
+        assert np.abs(one - other).max() <= 1e-5 * max(1, np.linalg.norm(other))
+
+
+def test_a_number_of_each_row_is_not_taken_for_one_of_each_feature() -> None:
+    """With as many rows as features, (B, N) + (B,) says N: NumPy spreads the second over the rows."""
+    tinyseq_numba._say_once.cache_clear()
+    rng = np.random.default_rng(0)
+    xs = rng.standard_normal((3, 4, 4))
+    with pytest.warns(UserWarning, match=r"no code for a value of shape \(4,\) beside one with 2 axes"):
+        last, _ = ts.scan(lambda h, x: ((h + x + h.sum(-1)).tanh(), None), ts.zeros((4, 4), "float64"), ts.tensor(xs))
+    wanted = np.zeros((4, 4))
+    for x in xs:
+        wanted = np.tanh(wanted + x + wanted.sum(-1))
+    np.testing.assert_allclose(last.numpy(), wanted, rtol=1e-12)
+
+
 # --- memory and threads -----------------------------------------------------------------------------------------------
 
 

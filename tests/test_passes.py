@@ -745,6 +745,25 @@ class TestPlainColumns:
             """,
         )
 
+    def test_a_row_turned_into_a_column_is_a_reshape(self) -> None:
+        becomes(
+            fold,
+            """
+            graph (x: float32[2,1,5], y: float32[2,4,5], z: float32[1,5]) {
+              a: float32[2,5,1] = permute(x, axes=(-1, -2))
+              b: float32[2,5,4] = permute(y, axes=(-1, -2))
+              c: float32[5,1] = permute(z, axes=(-1, -2))
+            } -> (a, b, c)
+            """,
+            """
+            graph (x: float32[2,1,5], y: float32[2,4,5], z: float32[1,5]) {
+              a: float32[2,5,1] = reshape(x, shape=(2, 5, 1))
+              b: float32[2,5,4] = permute(y, axes=(-1, -2))
+              c: float32[5,1] = permute(z, axes=(-1, -2))
+            } -> (a, b, c)
+            """,
+        )
+
     def test_a_new_axis_beside_a_reversed_one_stays(self) -> None:
         stays(fold, "graph (x: float32[2]) {\n  a: float32[2,1] = getitem(x, key=(::-1, None))\n} -> (a)")
 

@@ -21,12 +21,12 @@ import numpy as np
 from llvmlite import ir
 
 from tinyseq.compiler import debug
+from tinyseq.compiler.regions import REDUCTIONS, Region, partition
 from tinyseq.compiler.straight import Call, call_of, runner
 from tinyseq.graph import Equation, Graph, Names, Operand, Var
 from tinyseq_numba.loop.product import lanes_of, loop
-from tinyseq_numba.loop.vectors import FLOATS, I8, I32, I64, Vectors, compute
+from tinyseq_numba.loop.vectors import FLOATS, I8, I32, I64, SUPPORTED, Vectors, compute
 from tinyseq_numba.machine import compiled
-from tinyseq_numba.regions import REDUCTIONS, Region, partition
 from tinyseq_numba.threads import threads, together
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class _Kernel:
 def compile_graph(graph: Graph, backend: Backend) -> Callable[..., list[Array]]:
     """The graph's regions as machine code, and what stands between them as the backend's operations."""
     calls: list[Call] = []
-    parts = partition(graph)
+    parts = partition(graph, SUPPORTED)
     if debug.wanted("split"):
         names = Names()
         lines = [part.text(names) if isinstance(part, Region) else names.line(part) for part in parts]

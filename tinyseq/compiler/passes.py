@@ -147,6 +147,8 @@ def fold(graph: Graph) -> Graph:
                 return source if same(source) else _noted(made, emit, "reshape", source, shape=e.params["shape"])
             if name == "permute" and e.params["axes"] == inner.params["axes"] == (-1, -2):
                 return inner.inputs[0]
+        if name == "permute" and e.params["axes"] == (-1, -2) and len(out.shape) > 2 and 1 in out.shape[-2:]:
+            return _noted(made, emit, "reshape", first, shape=out.shape)  # a row as a column; of two axes a product looks for it
         return None
 
     return rewrite(graph, rule)
