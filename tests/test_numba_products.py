@@ -33,7 +33,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(products, "SHARED", 0)
     monkeypatch.setattr(products, "threads", lambda: 3)
     monkeypatch.setattr(products, "together", counted)
-    if products._blas() is None:
+    if products.blas() is None:
         pytest.skip("NumPy's BLAS here is no OpenBLAS with threads of its own")
     return calls
 
@@ -60,9 +60,9 @@ def test_large_products_are_shared_and_small_ones_are_not(rng: Any, shared: Any,
 
 
 def test_blas_has_one_thread_within_and_as_many_as_before_after(shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = products._blas()
+    library = products.blas()
     before = library.get_num_threads()
-    with products._alone(), products._alone():
+    with products.alone(), products.alone():
         assert library.get_num_threads() == 1
     assert library.get_num_threads() == before
     monkeypatch.setattr(products, "_large", lambda *_: 1 / 0)
@@ -72,7 +72,7 @@ def test_blas_has_one_thread_within_and_as_many_as_before_after(shared: Any, mon
 
 
 def test_many_callers_at_once(rng: Any, shared: Any) -> None:
-    library = products._blas()
+    library = products.blas()
     before = library.get_num_threads()
     x, y = rng.standard_normal((64, 48)), rng.standard_normal((48, 64))
     found: list[Any] = []

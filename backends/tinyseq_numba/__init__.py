@@ -47,11 +47,12 @@ class NumbaBackend(NumpyBackend):
         except ImportError as error:
             raise BackendError(f"the backend 'numba' cannot run here: {error}; install it with: {self.install}") from error
         super().__init__()
+        from tinyseq_numba.attention import Attention
         from tinyseq_numba.elementwise import Elementwise
         from tinyseq_numba.fused import KERNELS
         from tinyseq_numba.loop.layout import fuses
 
-        self.fused = dict(KERNELS)
+        self.fused = {**KERNELS, "attention": Attention()}
         self.fuses = fuses
         self._compiled: dict[tuple[Any, ...], Elementwise] = {}
 

@@ -12,7 +12,7 @@ from tinyseq_numpy import attention
 from tinyseq_numba.elementary import exp
 from tinyseq_numba.jit import compiled
 from tinyseq_numba.kernels import _dot, _largest, _sum
-from tinyseq_numba.products import _alone, _blas
+from tinyseq_numba.products import alone, blas
 from tinyseq_numba.threads import threads, together
 
 __all__ = ["Attention"]
@@ -80,5 +80,5 @@ class Attention(attention.Attention):
         if count == 1:
             run(groups)
             return
-        with _alone() if _blas() else nullcontext():
+        with alone() if blas() else nullcontext():
             together(run, [(groups[number::count],) for number in range(count)])

@@ -22,7 +22,7 @@ import threadpoolctl
 
 from tinyseq_numba.threads import threads, together
 
-__all__ = ["matmul"]
+__all__ = ["alone", "blas", "matmul"]
 
 Array = np.ndarray[Any, Any]
 LARGE = 1 << 18  # multiplications from which OpenBLAS wakes its threads
@@ -36,10 +36,10 @@ def matmul(x: Array, y: Array) -> Array:
         # One product over all rows: a stack would be one for each of its matrices.
         lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
     work = math.prod(x.shape) * y.shape[-1]
-    if work < LARGE or x.dtype != y.dtype or x.dtype.kind != "f" or threads() == 1 or not _blas():
+    if work < LARGE or x.dtype != y.dtype or x.dtype.kind != "f" or threads() == 1 or not blas():
         out = x.dot(y) if x.ndim == 2 == y.ndim else np.matmul(x, y)
     else:
-        with _alone():
+        with alone():
             out = _large(x, y, work)
     return out.reshape(*lead, out.shape[-1]) if flat else out
 
@@ -75,7 +75,7 @@ def _part(x: Array, axes: int, part: slice) -> Array:
 
 
 @cache
-def _blas() -> Any:
+def blas() -> Any:
     """What sets the threads of NumPy's BLAS, if that is an OpenBLAS with threads of its own."""
     folder = Path(np.__file__).parent
     found = threadpoolctl.ThreadpoolController().select(internal_api="openblas", threading_layer="pthreads")
@@ -88,9 +88,9 @@ _inside = [0, 0]  # calls that hold BLAS to one thread, and the threads it had b
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """BLAS has one thread in here, whoever calls it."""
-    library = _blas()
+    library = blas()
     with _lock:
         if not _inside[0]:
             _inside[1] = library.get_num_threads()
