@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -15,8 +16,8 @@ import tinyseq as ts
 pytest.importorskip("numba")
 import tinyseq_numba
 from tinyseq_numba import machine
-from tinyseq_numba.loop import compile as loops
 from tinyseq_numba.loop import memory
+from tinyseq_numba.loop import compile as loops
 from tinyseq_numba.loop.compile import pack
 from tinyseq_numba.loop.product import packed_shape, panel_of
 from tinyseq_numba.threads import together
@@ -267,6 +268,58 @@ def test_a_number_of_each_row_is_not_taken_for_one_of_each_feature() -> None:
     for x in xs:
         wanted = np.tanh(wanted + x + wanted.sum(-1))
     np.testing.assert_allclose(last.numpy(), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "layer norm"])
+@pytest.mark.parametrize(("steps", "batch", "inputs", "hidden"), [(30, 1, 50, 128), (7, 1, 3, 67), (65, 1, 33, 70)])
+def test_threads_share_the_columns_of_one_sequence(
+    monkeypatch: pytest.MonkeyPatch, kind: str, threads: int, steps: int, batch: int, inputs: int, hidden: int
+) -> None:
+    shared: list[bool] = []
+
+    def run(count: int) -> list[Any]:
+        ts.manual_seed(1)
+        layer = {"LSTM": ts.nn.LSTM, "GRU": ts.nn.GRU, "layer norm": ts.nn.LSTM}[kind](
+            inputs, hidden, **({"layer_norm": True} if kind == "layer norm" else {})
+        )
+        xs = ts.random.randn((steps, batch, inputs)).requires_grad_()
+        monkeypatch.setattr(loops, "threads", lambda: count)
+        ys, _ = layer(xs)
+        (ys * ys).sum().backward()
+        assert xs.grad is not None
+        return [ys.numpy(), xs.grad.numpy(), *(p.grad.numpy() for p in layer.parameters() if p.grad is not None)]
+
+    together = compile.together
+    monkeypatch.setattr(compile, "MANY", 0)
+    monkeypatch.setattr(
+        compile, "together", lambda f, shares, *release: (shared.append(bool(release)), together(f, shares, *release))
+    )
+    alone = run(1)
+    assert not any(shared)
+    found, again = run(threads), run(threads)
+    assert sum(shared) == 4
+    for one, other, third in zip(alone, found, again, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=2e-6 * np.abs(one).max())
+        np.testing.assert_array_equal(other, third)
+
+
+def test_an_interruption_lets_threads_go_that_wait_for_the_first() -> None:
+    gate = threading.Event()
+
+    def share(number: int) -> None:
+        if number == 0:
+            raise KeyboardInterrupt
+        assert gate.wait(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        together(share, [(0,), (1,)], gate.set)
+
+
+def test_a_batch_of_no_rows() -> None:
+    last, ys = ts.scan(lambda h, x: (ts.tanh(h + x), h), ts.zeros((0, 3)), ts.zeros((4, 0, 3)))
+    assert last.shape == (0, 3)
+    assert ys.shape == (4, 0, 3)
 
 
 # --- memory and threads -----------------------------------------------------------------------------------------------

@@ -44,20 +44,35 @@ def _worker(number: int, process: int) -> _Worker:
     return _Worker(f"tinyseq-{number}")
 
 
-def together(function: Callable[..., None], shares: Sequence[Sequence[Any]]) -> None:
+_order = threading.Lock()
+
+
+def together(
+    function: Callable[..., None], shares: Sequence[Sequence[Any]], release: Callable[[], object] | None = None
+) -> None:
     """Call machine code with each share's arguments, the first in this thread, and return when all are done.
 
     Also when it is interrupted: the others write into arrays that would be gone.
+
+    Args:
+        function: what is called.
+        shares: the arguments of each call.
+        release: for shares that wait for each other: lets the others go on if the first was interrupted.
     """
     done: SimpleQueue[Exception | None] = SimpleQueue()
-    for number, arguments in enumerate(shares[1:]):
-        _worker(number, os.getpid()).calls.put((function, arguments, done))
     stopped: BaseException | None = None
+    given = 0
     try:
+        with _order:  # all workers see two callers in one order, so that neither's shares wait behind the other's
+            for number, arguments in enumerate(shares[1:]):
+                _worker(number, os.getpid()).calls.put((function, arguments, done))
+                given += 1
         function(*shares[0])
     except BaseException as error:
         stopped = error
-    left = len(shares) - 1
+        if release is not None:
+            release()
+    left = given
     while left:
         try:
             stopped = done.get() or stopped

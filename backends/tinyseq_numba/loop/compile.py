@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ import numpy as np
 
 from tinyseq.compiler import debug
 from tinyseq.graph import Var
+from tinyseq_numba.loop.barrier import AVAILABLE, PASSED
 from tinyseq_numba.loop.kernel import KINDS, OWN, Kernel, write_kernel
-from tinyseq_numba.loop.layout import padded, width_of
-from tinyseq_numba.loop.memory import aligned, empty
+from tinyseq_numba.loop.layout import LOOP, padded, width_of
+from tinyseq_numba.loop.memory import LINE, aligned, empty
 from tinyseq_numba.loop.product import DEPTH, ROWS, packed_shape, write_pack
 from tinyseq_numba.machine import Function, compiled
 from tinyseq_numba.threads import threads, together
@@ -26,6 +28,7 @@ __all__ = ["compile_step", "pack"]
 
 Array = np.ndarray[Any, Any]
 COMMON = tuple(kind for kind in KINDS if kind not in OWN)
+MANY = 1 << 17  # weights from which it pays to wait for another thread twice a step
 CHUNK = 192  # rows, over some steps, that go through what stands around the loop at a time: their values stay in the cache
 
 
@@ -37,7 +40,7 @@ def compile_step(step: Step) -> Callable[..., tuple[list[Array], list[Array], li
     """
     kernel = write_kernel(step)
     debug.show("source", "LLVM", kernel.text)
-    return _Loop(step, kernel, compiled(kernel.text, "loop", *[ctypes.c_int64] * 6, ctypes.c_void_p))
+    return _Loop(step, kernel, compiled(kernel.text, "loop", *[ctypes.c_int64] * 8, ctypes.c_void_p))
 
 
 def pack(weights: Array, packed: Array, address: int | None = None) -> None:
@@ -69,6 +72,8 @@ class _Loop:
             layout.reads[v].distance if i not in step.histories else width_of(v, rows) for i, v in enumerate(step.carry)
         ]
         self.packed = [step.graph.closed.index(v) for v in layout.packed]
+        looped = [e.inputs[1] for (section, _), products in layout.products.items() for e, _ in products if section == LOOP]
+        self.weights = sum(math.prod(v.shape) for v in looped if isinstance(v, Var))  # that each step reads
         read = {place.base for v, place in layout.reads.items()}
         self.only_packed = {i for i in self.packed if ("closed", i) not in read}
         self.spare: list[tuple[tuple[int, int, int], _Room]] = []  # rooms of calls that have ended
@@ -78,8 +83,9 @@ class _Loop:
     ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
         step, layout = self.step, self.kernel.layout
         batch = step.carry[0].shape[0]
-        shares = min(threads(), batch)
-        share = -(-batch // shares)
+        columns = self._columns(batch)  # are shared, and not the rows
+        shares = threads() if columns else max(1, min(threads(), batch))
+        share = max(1, batch if columns else -(-batch // shares))
         chunk = max(ROWS, CHUNK // share // ROWS * ROWS) if step.before or step.after or step.sums else steps
         carried: list[Array] = []
         for i, (v, start) in enumerate(zip(step.carry, carry, strict=True)):
@@ -108,11 +114,11 @@ class _Loop:
             "written": [_address(a) for a in written],
         }  # fmt: skip
         common = [address for kind in COMMON for address in addresses[kind]]
-        whole = [(_address(a), a.strides[0] if len(a) == shares > 1 else 0) for a in totals]
+        whole = [(_address(a), a.strides[0] if len(a) > 1 else 0) for a in totals]
         for share, table in enumerate(room.tables):
             table[: len(common)] = common
             table[len(common) : len(common) + len(whole)] = [address + share * apart for address, apart in whole]
-        self._run(batch, steps, chunk, int(reverse), room.table_addresses)
+        self._run(batch, steps, chunk, int(reverse), room, columns)
         self.spare.append((size, room))
         last = []
         for i, v in enumerate(step.carry):
@@ -130,14 +136,25 @@ class _Loop:
                 return room
         return _Room(self.step, self.kernel, *size)
 
-    def _run(self, batch: int, steps: int, chunk: int, reverse: int, pointers: Sequence[int]) -> None:
-        """Each thread takes a share of the batch through all steps; they never wait for each other within the loop."""
-        shares = len(pointers)
+    def _columns(self, batch: int) -> bool:
+        """Whether the threads had better share the columns of the products: there are few rows, and the weights are many."""
+        return AVAILABLE and 0 < 2 * batch <= threads() and self.weights >= MANY
+
+    def _run(self, batch: int, steps: int, chunk: int, reverse: int, room: _Room, columns: bool) -> None:
+        """Each thread takes a share of the batch through all steps; they never wait for each other within the loop.
+
+        Or each takes a share of the columns of every product, and they do wait.
+        """
+        shares = len(room.table_addresses)
+        common = (batch, steps, chunk, reverse)
+        if columns:
+            room.barrier[0] = 0
+            calls = [(0, batch, *common, part, shares, table) for part, table in enumerate(room.table_addresses)]
+            together(self.function, calls, lambda: room.barrier.fill(PASSED))
+            return
         edges = [batch * i // shares for i in range(shares + 1)]
-        calls = [
-            (a, b, batch, steps, chunk, reverse, own) for (a, b), own in zip(itertools.pairwise(edges), pointers, strict=True)
-        ]
-        together(self.function, calls)
+        pairs = zip(itertools.pairwise(edges), room.table_addresses, strict=True)
+        together(self.function, [(first, last, *common, 0, 1, table) for (first, last), table in pairs])
 
 
 class _Room:
@@ -157,7 +174,8 @@ class _Room:
         depth = max(DEPTH, -(-batch // shares))
         sides = [max((_room(total)[side] * total.var.dtype.itemsize for total in products), default=0) for side in (0, 1)]
         self.panels = [aligned((shares, depth * side), np.uint8) for side in sides]
-        common = {"packed": self.packed, "scratch": self.scratch, "chunk": self.chunks}
+        self.barrier = aligned((LINE // 8,), np.int64)
+        common = {"packed": self.packed, "scratch": self.scratch, "chunk": self.chunks, "barrier": [self.barrier]}
         self.addresses = {kind: [_address(a) for a in arrays] for kind, arrays in common.items()}
         self.tables = np.zeros((shares, kernel.count), np.int64)
         own = [*self.partials, *self.panels]

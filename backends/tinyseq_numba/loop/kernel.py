@@ -9,6 +9,9 @@ for each chunk of steps
     for each stage: the rows, then the products
   after the loop: as before it
   the sums over rows and steps grow
+
+Where there are fewer rows than threads, all threads have all rows: the first goes over them, and each has a part of the columns
+of every product. Then they wait for each other before and after a product.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import numpy as np
 from llvmlite import ir
 
 from tinyseq.graph import Equation, Operand, Var
+from tinyseq_numba.loop.barrier import define_barrier
 from tinyseq_numba.loop.layout import (
     AFTER,
     BEFORE,
@@ -34,7 +38,7 @@ from tinyseq_numba.loop.layout import (
     plan_layout,
     width_of,
 )
-from tinyseq_numba.loop.product import define_outer, define_product, lanes_of, loop
+from tinyseq_numba.loop.product import define_outer, define_product, lanes_of, loop, panel_of
 from tinyseq_numba.loop.vectors import FLOATS, I8, I64, Vectors, compute
 
 if TYPE_CHECKING:
@@ -44,7 +48,7 @@ __all__ = ["KINDS", "Kernel", "write_kernel"]
 
 # The order of the kernel's pointers: all carries, then all histories' ... as ``Kernel.pointers`` counts them.
 OWN = ("total", "partial", "panel")  # of each thread
-KINDS = ("carry", "history", "stack", "closed", "packed", "written", "scratch", "chunk", *OWN)
+KINDS = ("carry", "history", "stack", "closed", "packed", "written", "scratch", "chunk", "barrier", *OWN)
 IDENTITY = frozenset(("copy", "reshape", "broadcast_to"))
 
 
@@ -52,8 +56,8 @@ class Kernel:
     """A kernel's text, and what its caller must give it.
 
     Attributes:
-        text: LLVM assembly of ``void loop(first, last, rows, steps, chunk, reverse, pointers)``: rows first to last of
-            ``rows``, so many steps at a time.
+        text: LLVM assembly of ``void loop(first, last, rows, steps, chunk, reverse, part, parts, pointers)``: rows first to
+            last of ``rows``, so many steps at a time; of the products, this part of the columns.
         layout: where things are.
         offsets: for each kind of array, where its pointers begin.
     """
@@ -82,7 +86,7 @@ class _Writer:
         counts = {
             "carry": len(step.carry), "history": len(step.carry), "stack": len(step.slices), "closed": len(step.graph.closed),
             "packed": len(self.layout.packed), "written": len(step.written), "scratch": len(self.layout.scratch),
-            "chunk": len(self.layout.chunks), "partial": len(step.sums), "total": len(step.sums), "panel": 2,
+            "chunk": len(self.layout.chunks), "barrier": 1, "partial": len(step.sums), "total": len(step.sums), "panel": 2,
         }  # fmt: skip
         self.offsets, self.count = {}, 0
         for kind in KINDS:
@@ -94,9 +98,9 @@ class _Writer:
 
     def write(self) -> Kernel:
         module = ir.Module("tinyseq_loop")
-        kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64, I64, I64, I64, ir.PointerType()])
+        kind = ir.FunctionType(ir.VoidType(), [*[I64] * 8, ir.PointerType()])
         function = ir.Function(module, kind, "loop")
-        self.first, self.last, self.batch, self.steps, chunk, reverse, pointers = function.args
+        self.first, self.last, self.batch, self.steps, chunk, reverse, self.part, self.parts, pointers = function.args
         self.b = b = ir.IRBuilder(function.append_basic_block("entry"))
         self.entry = function.entry_basic_block
         self.pointers = [
@@ -105,6 +109,16 @@ class _Writer:
         self.accumulators: dict[tuple[Var, int], Any] = {}
         self._make_accumulators()
         self.backwards = b.icmp_signed("!=", reverse, I64(0))
+        self.leads, self.waits = b.icmp_signed("==", self.part, I64(0)), b.icmp_signed(">", self.parts, I64(1))
+        self.arrivals = b.alloca(I64)
+        b.store(I64(0), self.arrivals)
+        self.spans: dict[int, tuple[Any, Any]] = {}
+        for products in self.layout.products.values():
+            for e, _ in products:
+                self._span(e.output)
+        for total in self.step.sums:
+            if total.kind == "product":
+                self._span(total.inputs[1])
         with loop(b, I64(0), self.steps, chunk) as self.begin:
             rest = b.sub(self.steps, self.begin)
             self.length = b.select(b.icmp_signed("<", rest, chunk), rest, chunk)
@@ -150,6 +164,7 @@ class _Writer:
                     self._rows(section, stage)
             products = self.layout.products.get((section, stage), ())
             if products:
+                self._wait()
                 self._at_step(I64(0))
             for e, number in products:
                 # Tiles go along time: a sequence has as many steps as a chunk, a share may have one row.
@@ -158,26 +173,50 @@ class _Writer:
                 a, c = self.layout.reads[left], self.layout.reads[out]
                 self._product(e, number, self.length, self._over_time(a), self._over_time(c), self.b.sub(self.last, self.first),
                               I64(a.distance), I64(c.distance))  # fmt: skip
+            if products:
+                self._wait()
 
     def _products(self, stage: int) -> None:
         """The products of a step that follow a stage."""
-        for e, number in self.layout.products.get((LOOP, stage), ()):
+        products = self.layout.products.get((LOOP, stage), ())
+        if products:
+            self._wait()
+        for e, number in products:
             left, out = e.inputs[0], e.output
             assert isinstance(left, Var)
             a, c = self.layout.reads[left], self.layout.reads[out]
             rows = self.b.sub(self.last, self.first)
             self._product(e, number, rows, I64(a.distance), I64(c.distance), I64(1), I64(0), I64(0))
+        if products:
+            self._wait()
+
+    def _span(self, v: Var) -> tuple[Any, Any]:
+        """The columns of a value that are this thread's to compute, in whole panels."""
+        panel = panel_of(v.dtype)
+        panels = -(-v.shape[-1] // panel)
+        if panels not in self.spans:
+            edges = [self.part, self.b.add(self.part, I64(1))]
+            start, stop = (self.b.mul(self.b.sdiv(self.b.mul(I64(panels), at), self.parts), I64(panel)) for at in edges)
+            self.spans[panels] = start, stop
+        return self.spans[panels]
+
+    def _wait(self) -> None:
+        """Wait until all threads are here, if they share the columns."""
+        with self.b.if_then(self.waits):
+            arrivals = self.b.add(self.b.load(self.arrivals, typ=I64), self.parts)
+            self.b.store(arrivals, self.arrivals)
+            self.b.call(define_barrier(self.b.module), [self.pointers[self.offsets["barrier"]], arrivals])
 
     def _product(
         self, e: Equation, number: int, rows: Any, lda: Any, ldc: Any, groups: Any, group_a: Any, group_c: Any
     ) -> None:
         left, out = e.inputs[0], e.output
         assert isinstance(left, Var)
-        columns, inner = I64(padded(out.shape[-1], out.dtype)), I64(left.shape[-1])
+        inner = I64(left.shape[-1])
         a, c = (self._address(self.layout.reads[v], self.first, I64(0)) for v in (left, out))
         panels = self.pointers[self.offsets["packed"] + number]
         product = define_product(self.b.module, out.dtype)
-        self.b.call(product, [groups, group_a, group_c, rows, columns, inner, a, lda, panels, c, ldc])
+        self.b.call(product, [groups, group_a, group_c, rows, *self._span(out), inner, a, lda, panels, c, ldc])
 
     def _over_time(self, place: Place) -> Any:
         """The distance from a row to the same row one step further on, in the order in which the loop runs."""
@@ -201,6 +240,9 @@ class _Writer:
         def add(v: Vectors, dtype: np.dtype[Any], partial: Any, whole: Any) -> None:
             v.store(b.fadd(v.load(dtype, whole), v.load(dtype, partial)), dtype, whole)
 
+        products = any(total.kind == "product" for total in self.step.sums)
+        if products:
+            self._wait()
         for i, total in enumerate(self.step.sums):
             if total.kind == "rows":
                 self._each_column(i, add)
@@ -218,7 +260,9 @@ class _Writer:
             c = self.pointers[self.offsets["total"] + i]
             rows = b.sub(self.last, self.first)
             ldc = I64(padded(right.shape[-1], right.dtype))
-            b.call(define_outer(b.module, left.dtype), [rows, self.length, *operands, *panels, c, ldc])
+            b.call(define_outer(b.module, left.dtype), [rows, self.length, *operands, *self._span(right), *panels, c, ldc])
+        if products:
+            self._wait()
 
     def _each_column(self, i: int, do: Callable[[Vectors, np.dtype[Any], Any, Any], None]) -> None:
         (x,) = self.step.sums[i].inputs
@@ -290,7 +334,7 @@ class _Writer:
         phases = self._passes(section, stage)
         if not phases:
             return
-        with loop(self.b, self.first, self.last) as row:
+        with self.b.if_then(self.leads), loop(self.b, self.first, self.last) as row:
             for phase in phases:
                 level = (section, stage, phase)
                 self._phase(

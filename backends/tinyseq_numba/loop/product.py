@@ -89,19 +89,19 @@ def write_pack(dtype: np.dtype[Any]) -> str:
 
 
 def define_product(module: ir.Module, dtype: np.dtype[Any]) -> ir.Function:
-    """``product(G, ga, gc, M, N, K, A, lda, panels, C, ldc)``: C[M, N] = A[M, K] @ W[K, N]; N a multiple of a panel's width.
+    """``product(G, ga, gc, M, start, stop, K, A, lda, panels, C, ldc)``: columns start to stop of C[M, N] = A[M, K] @ W[K, N].
 
-    A and C are pointers to the first row, lda and ldc the distance between rows, in numbers. This is done for G such A and
-    C, which lie ga and gc apart.
+    Both are multiples of a panel's width. A and C are pointers to the first row, lda and ldc the distance between rows, in
+    numbers. This is done for G such A and C, which lie ga and gc apart.
     """
     name = f"product_{dtype.name}"
     if name in module.globals:
         return module.globals[name]
     pointer, element = ir.PointerType(), FLOATS[dtype]
-    kind = ir.FunctionType(ir.VoidType(), [*[I64] * 6, pointer, I64, pointer, pointer, I64])
+    kind = ir.FunctionType(ir.VoidType(), [*[I64] * 7, pointer, I64, pointer, pointer, I64])
     function = ir.Function(module, kind, name)
     function.linkage = "internal"
-    groups, group_a, group_c, rows, columns, inner, a, lda, panels, c, ldc = function.args
+    groups, group_a, group_c, rows, start, stop, inner, a, lda, panels, c, ldc = function.args
     width = panel_of(dtype)
     tiles = {size: _define_tile(module, dtype, size) for size in range(1, ROWS + 1)}
 
@@ -109,7 +109,7 @@ def define_product(module: ir.Module, dtype: np.dtype[Any]) -> ir.Function:
     b = ir.IRBuilder(entry)
     whole = b.mul(b.sdiv(rows, I64(ROWS)), I64(ROWS))
     left = b.sub(rows, whole)
-    with loop(b, I64(0), columns, width) as n, loop(b, I64(0), groups) as group:
+    with loop(b, start, stop, width) as n, loop(b, I64(0), groups) as group:
         panel = b.gep(panels, [b.mul(n, inner)], source_etype=element)
         first_a, first_c = b.mul(group, group_a), b.add(b.mul(group, group_c), n)
 
@@ -211,21 +211,22 @@ def _define_tile(module: ir.Module, dtype: np.dtype[Any], size: int, outer: bool
 
 
 def define_outer(module: ir.Module, dtype: np.dtype[Any]) -> ir.Function:
-    """``outer(R, S, M, A, a_row, a_step, N, B, b_row, b_step, left, right, C, ldc)``: C[M, N] += A.T @ B over R rows of S steps
+    """``outer(R, S, M, A, a_row, a_step, N, B, b_row, b_step, start, stop, left, right, C, ldc)``: C[M, N] += A.T @ B.
 
-    A and B are pointers to the first row of the first step, then come the distances between rows and between steps.
-    ``left`` and ``right`` have room for the panels of as many rows as are taken at a time: DEPTH, or R if that is more. C
-    has room for whole tiles.
+    The sum is over R rows of S steps, and taken for the columns start to stop, which are multiples of a panel's width. A and
+    B are pointers to the first row of the first step, then come the distances between rows and between steps. ``left`` and
+    ``right`` have room for the panels of as many rows as are taken at a time: DEPTH, or R if that is more. C has room for
+    whole tiles.
     """
     name = f"outer_{dtype.name}"
     if name in module.globals:
         return module.globals[name]
     pointer, element = ir.PointerType(), FLOATS[dtype]
     operand = [I64, pointer, I64, I64]
-    kind = ir.FunctionType(ir.VoidType(), [I64, I64, *operand, *operand, pointer, pointer, pointer, I64])
+    kind = ir.FunctionType(ir.VoidType(), [I64, I64, *operand, *operand, I64, I64, pointer, pointer, pointer, I64])
     function = ir.Function(module, kind, name)
     function.linkage = "internal"
-    rows, steps, m, a, a_row, a_step, n, y, y_row, y_step, left, right, c, ldc = function.args
+    rows, steps, m, a, a_row, a_step, n, y, y_row, y_step, start, stop, left, right, c, ldc = function.args
     width = panel_of(dtype)
     tile = _define_tile(module, dtype, ROWS, outer=True)
     put_left, put_right = (_define_put(module, dtype, size) for size in (ROWS, width))
@@ -242,7 +243,7 @@ def define_outer(module: ir.Module, dtype: np.dtype[Any]) -> ir.Function:
         ):
             begin = b.gep(x, [b.mul(first, step)], source_etype=element)
             b.call(put, [rows, some, columns, begin, row, step, panels])
-        with loop(b, I64(0), n, width) as column:
+        with loop(b, start, stop, width) as column:
             panel = b.gep(right, [b.mul(column, depth)], source_etype=element)
             with loop(b, I64(0), m, ROWS) as line:
                 out = b.gep(c, [b.add(b.mul(line, ldc), column)], source_etype=element)
