@@ -16,8 +16,8 @@ import tinyseq as ts
 pytest.importorskip("numba")
 import tinyseq_numba
 from tinyseq_numba import machine
-from tinyseq_numba.loop import memory
 from tinyseq_numba.loop import compile as loops
+from tinyseq_numba.loop import memory
 from tinyseq_numba.loop.compile import pack
 from tinyseq_numba.loop.product import packed_shape, panel_of
 from tinyseq_numba.threads import together
@@ -290,7 +290,6 @@ def test_threads_share_the_columns_of_one_sequence(
         assert xs.grad is not None
         return [ys.numpy(), xs.grad.numpy(), *(p.grad.numpy() for p in layer.parameters() if p.grad is not None)]
 
-    together = compile.together
     monkeypatch.setattr(compile, "MANY", 0)
     monkeypatch.setattr(
         compile, "together", lambda f, shares, *release: (shared.append(bool(release)), together(f, shares, *release))
