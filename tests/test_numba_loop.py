@@ -290,7 +290,7 @@ def test_threads_share_the_columns_of_one_sequence(
         assert xs.grad is not None
         return [ys.numpy(), xs.grad.numpy(), *(p.grad.numpy() for p in layer.parameters() if p.grad is not None)]
 
-    monkeypatch.setattr(compile, "MANY", 0)
+    monkeypatch.setattr(loops, "MANY", 0)
     monkeypatch.setattr(
         compile, "together", lambda f, shares, *release: (shared.append(bool(release)), together(f, shares, *release))
     )
