@@ -383,7 +383,7 @@ def plot(texts: Sequence[Shown], path: Path) -> None:
     width, letter, line = 100, 0.085, 0.26  # letters of a line; inches of a letter, and between lines
     rows: list[tuple[str, list[tuple[int, str, float]]]] = []
     for text in texts:
-        rows.append((text.title, []))
+        rows += [(text.title, []), ("", [])]
         at = 0
         for word, weight in zip(text.words, text.weights, strict=True):
             if at + len(word) > width:
@@ -391,7 +391,7 @@ def plot(texts: Sequence[Shown], path: Path) -> None:
                 at = 0
             rows[-1][1].append((at, word, float(weight / text.weights.max())))
             at += len(word) + 1
-    figure = Figure(figsize=(width * letter + 0.4, line * (len(rows) + 1.9 * len(texts)) + 0.2))
+    figure = Figure(figsize=(width * letter + 0.4, line * (len(rows) + 0.8 * len(texts)) + 0.2))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-0.2, width * letter + 0.2), ylim=(-figure.get_figheight(), 0))
     axes.axis("off")
