@@ -20,7 +20,6 @@ from test_examples import load
 
 import tinyseq as ts
 
-pytestmark = pytest.mark.filterwarnings("ignore:a scan runs on the slower NumPy loop")  # it has no code for attention
 
 TEXT = """Package: cat-utils
 Description-md5: 01
