@@ -148,7 +148,7 @@ def fold(graph: Graph) -> Graph:
             if name == "permute" and e.params["axes"] == inner.params["axes"] == (-1, -2):
                 return inner.inputs[0]
         if name == "permute" and e.params["axes"] == (-1, -2) and len(out.shape) > 2 and 1 in out.shape[-2:]:
-            return _noted(made, emit, "reshape", first, shape=out.shape)  # a row as a column; of two axes a product looks for it
+            return _noted(made, emit, "reshape", first, shape=out.shape)  # of two axes it stays: a product looks for it
         return None
 
     return rewrite(graph, rule)
