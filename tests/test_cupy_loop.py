@@ -575,6 +575,8 @@ def test_what_there_is_no_code_for_is_named() -> None:
     assert "getitem" in refused(lambda c, v: (c + (c * v)[:, ::2].sum(-1, keepdims=True), c), h, x)
     assert "getitem" in refused(lambda c, v: (c + (c * v)[:, :1], c), h, x)
     assert "dtype int64" in refused(lambda c, v: (c + 1, c), ts.zeros((3, 4), "int64"), x)
+    square, squares = ts.zeros((4, 4)), ts.random.randn((2, 4, 4))  # a number of each row, which is not one of each feature
+    assert "beside one with 2 axes" in refused(lambda c, v: (c + v + c.sum(-1), c), square, squares)
     cubed = lambda c, v: (c + (c + v).reshape(3, 2, 2).sum(-1).sum(-1, keepdims=True) * c, c)
     assert "shape (3, 2, 2)" in refused(cubed, h, x)
 

@@ -132,11 +132,12 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, monkeypatc
 
 
 def test_an_operation_without_code_falls_back_and_is_named() -> None:
-    tinyseq_numba._say_once.cache_clear()
+    tinyseq_numba._said.clear()
     x = ts.tensor(np.arange(12.0, dtype=np.float32).reshape(2, 2, 3))
     with pytest.warns(UserWarning, match="the compiled loop has no code for cumsum"):
         _, ys = ts.scan(lambda c, v: ((c + v).cumsum(-1), c), ts.zeros((2, 3)), x)
     np.testing.assert_array_equal(ys.numpy(), [np.zeros((2, 3)), np.cumsum(x.numpy()[0], -1)])
+    ts.scan(lambda c, v: ((c + v).cumsum(-1), c), ts.zeros((5, 3)), ts.zeros((2, 5, 3)))  # of another size: not said again
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -259,7 +260,7 @@ def test_a_memory_is_read_in_float32(kind: str) -> None:
 
 def test_a_number_of_each_row_is_not_taken_for_one_of_each_feature() -> None:
     """With as many rows as features, (B, N) + (B,) says N: NumPy spreads the second over the rows."""
-    tinyseq_numba._say_once.cache_clear()
+    tinyseq_numba._said.clear()
     rng = np.random.default_rng(0)
     xs = rng.standard_normal((3, 4, 4))
     with pytest.warns(UserWarning, match=r"no code for a value of shape \(4,\) beside one with 2 axes"):

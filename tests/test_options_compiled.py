@@ -51,10 +51,10 @@ CASES = [
 @pytest.fixture(autouse=True)
 def numba_says_every_time() -> Any:
     """A loop that falls back warns, and a warning is an error here."""
-    tinyseq_numba._say_once.cache_clear()
+    tinyseq_numba._said.clear()
     with ts.use_backend("numba"):
         yield
-    tinyseq_numba._say_once.cache_clear()
+    tinyseq_numba._said.clear()
 
 
 @pytest.mark.parametrize(("kind", "settings", "call"), CASES)

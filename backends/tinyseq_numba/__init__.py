@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -104,9 +104,15 @@ class NumbaBackend(NumpyBackend):
         return self._compiled[key]
 
 
-@cache
+_said: set[str] = set()
+
+
 def _say_once(reason: str) -> None:
-    warnings.warn(f"a scan runs on the slower NumPy loop, since the compiled loop has no code for {reason}", stacklevel=6)
+    """Once for each operation, whatever the sizes."""
+    kind = re.sub(r"\d+", "", reason)
+    if kind not in _said:
+        _said.add(kind)
+        warnings.warn(f"a scan runs on the slower NumPy loop, since the compiled loop has no code for {reason}", stacklevel=6)
 
 
 def _scatter_adds(general: Callable[..., Array]) -> dict[str, Callable[..., Array]]:

@@ -219,6 +219,10 @@ def find_rows(step: Step) -> set[Var]:
         if v in step.carry or not (weight or column):
             rows.add(v)
     for e in step.graph.equations:
+        if e.primitive.name in SUPPORTED - {"reshape"}:
+            for v in e.vars:
+                if v in rows and len(v.shape) != len(e.output.shape):
+                    raise Unsupported(f"a value of shape {v.shape} beside one with {len(e.output.shape)} axes")
         if any(v in rows for v in e.vars):
             if not e.output.shape or e.output.shape[0] != batch:
                 raise Unsupported(f"{e.primitive.name} across the batch")
