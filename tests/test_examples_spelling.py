@@ -16,7 +16,6 @@ from test_examples import load
 import tinyseq as ts
 
 
-
 @pytest.fixture(scope="module")
 def spelling() -> Iterator[ModuleType]:
     yield from load("spelling")

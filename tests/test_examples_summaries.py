@@ -20,7 +20,6 @@ from test_examples import load
 
 import tinyseq as ts
 
-
 TEXT = """Package: cat-utils
 Description-md5: 01
 Description-en: shows files one by one (runtime)

@@ -12,6 +12,7 @@ from tensors import close, draw, parts, spread
 
 import tinyseq as ts
 from tinyseq import nn
+from tinyseq.nn import recurrent
 from tinyseq.tree import flatten, tree_map
 
 F64 = np.float64
@@ -721,3 +722,26 @@ def test_refused(call: Callable[[], Any], error: type[Exception], sentence: str)
     with pytest.raises(error, match=sentence) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("every", [True, 3])
+def test_checkpoints_keep_less_and_give_the_same_gradients(every: int | bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, given = recurrent.scan, []
+    monkeypatch.setattr(recurrent, "scan", lambda *a, **options: (given.append(options["checkpoint"]), scan(*a, **options))[1])
+    found = []
+    for checkpoint in (False, every):
+        ts.manual_seed(2)
+        layer, top = (
+            nn.GRU(3, 4, num_layers=2, bidirectional=True, dtype="float64"),
+            nn.Recurrent(nn.RNNCell(8, 2, dtype="float64")),
+        )
+        layer.checkpoint = top.checkpoint = checkpoint
+        x = ts.random.randn((10, 2, 3), dtype="float64").requires_grad_()
+        ys, _ = top(layer(x, lengths=[10, 4])[0])
+        (ys * ys).sum().backward()
+        leaves = [x, *layer.parameters(), *top.parameters()]
+        found.append([ys.numpy(), *(leaf.grad.numpy() for leaf in leaves if leaf.grad is not None)])
+    assert given == [False] * 5 + [every] * 5
+    assert len(found[0]) == len(found[1]) == 2 + 16 + 4
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-12, atol=1e-14)

@@ -54,7 +54,9 @@ class Recurrent(Module):
         batch_first: whether inputs, resets and outputs are (B, T, ...) and not (T, B, ...).
 
     Set the attribute ``unroll`` to record every step on the tape, as ``ts.scan(..., unroll=True)`` does: for a cell that
-    branches on values or draws random numbers, and for pictures of the steps.
+    branches on values or draws random numbers, and for pictures of the steps. Set ``checkpoint`` to keep the state every so
+    many steps only, or to True, as ``ts.scan(..., checkpoint=k)`` does: long sequences then take less memory, for the time of
+    one more forward pass.
 
     Raises:
         DTypeError: ``cell`` is no cell.
@@ -72,6 +74,7 @@ class Recurrent(Module):
     """
 
     unroll = False
+    checkpoint: int | bool = False
 
     def __init__(self, cell: Any, reverse: bool = False, batch_first: bool = False) -> None:
         self.cell = checked_cell(cell, "Recurrent")
@@ -110,7 +113,7 @@ class Recurrent(Module):
             initial = self.cell.initial_state(batch)
         start = initial if state is None else state
         step, noise = for_sequence(self.cell, steps, (batch,))
-        ys, state = _run(step, noise, start, xs, self.reverse, lengths, flags, initial, self.unroll)
+        ys, state = _run(step, noise, start, xs, self.reverse, lengths, flags, initial, self.unroll, self.checkpoint)
         return (_exchanged(ys) if self.batch_first else ys), state
 
 
@@ -124,6 +127,7 @@ def _run(
     flags: Tensor | None,
     initial: State,
     unroll: bool,
+    checkpoint: int | bool,
 ) -> tuple[Any, State]:
     """A cell's step over a sequence: all outputs, and the last state."""
     if flags is not None and reverse:  # a sequence that begins at t + 1 is over, backwards, before step t
@@ -136,7 +140,7 @@ def _run(
         output, state = cell(x, state, noise)
         return state, output
 
-    state, ys = scan(step, start, (xs, noise, flags), reverse=reverse, lengths=lengths, unroll=unroll)
+    state, ys = scan(step, start, (xs, noise, flags), reverse=reverse, lengths=lengths, unroll=unroll, checkpoint=checkpoint)
     return ys, state
 
 
@@ -154,6 +158,7 @@ class _Stack(Gated):
     """L layers of a cell in D directions: the inputs of a layer are the outputs of the one below."""
 
     unroll = False  # as in Recurrent
+    checkpoint: int | bool = False
     return_cells = False
 
     def __init__(
@@ -249,7 +254,7 @@ class _Stack(Gated):
                     step = _with_cells(step)
                 before, first = (tree_map(lambda part: part[len(final)], each) for each in (start, initial))
                 reverse = bool(suffix) or self.reverse
-                ys, after = _run(step, noise, before, x, reverse, lengths, flags, first, self.unroll)
+                ys, after = _run(step, noise, before, x, reverse, lengths, flags, first, self.unroll, self.checkpoint)
                 columns.append(ys)
                 final.append(after)
             outputs = columns[0] if len(columns) == 1 else tree_map(lambda *parts: concatenate(parts, -1), *columns)
