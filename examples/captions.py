@@ -346,44 +346,12 @@ class Answer(NamedTuple):
     weights: np.ndarray
 
 
-def greedy(model: ts.nn.EncoderDecoder, words: Vocabulary, pictures: np.ndarray) -> list[list[str]]:
+def answers(model: ts.nn.EncoderDecoder, words: Vocabulary, pictures: np.ndarray) -> list[Answer]:
     """What the model calls pictures (N, 32, 32, 4), taking the likeliest word at every step."""
     model.eval()
     found = model.greedy_search(np.ascontiguousarray(pictures.transpose(1, 0, 2, 3)), max_length=LONGEST)
-    return [words.decode(ids) for ids in found.tokens.numpy()]
-
-
-def expected_best(drawn: Sequence[Answer]) -> Answer:
-    """Of answers that were drawn at random the one with the highest mean F1 to all of them.
-
-    It is the answer of which the models expect the most, where the likeliest one may be the wrong bet (Kumar and Byrne
-    2004: minimum Bayes risk).
-
-    >>> drawn = [["red", "flag"], ["blue", "flag"], ["red", "flag"], ["red", "car"]]
-    >>> expected_best([Answer(words, np.ones(0)) for words in drawn]).words
-    ['red', 'flag']
-    """
-    counts = Counter(tuple(answer.words) for answer in drawn)
-    value = {a: sum(count * words_f1(a, b) for b, count in counts.items()) for a in counts}
-    best = max(value, key=lambda words: value[words])
-    return next(answer for answer in drawn if tuple(answer.words) == best)
-
-
-def answers(
-    models: Sequence[ts.nn.EncoderDecoder], words: Vocabulary, pictures: np.ndarray, options: Namespace
-) -> list[Answer]:
-    """What the models together call pictures (N, 32, 32, 4): each draws answers for each, moved by up to a pixel."""
-    drawn: list[list[Answer]] = [[] for _ in pictures]
-    for model, _ in itertools.product(models, range(options.samples)):
-        model.eval()
-        moves = ts.random.randint(-1, 2, (2,)).tolist()
-        for start in range(0, len(pictures), 256):
-            rows = np.stack([shifted(picture, *moves) for picture in pictures[start : start + 256]], 1)
-            found = model.sample(rows, max_length=LONGEST, temperature=options.temperature)
-            for i, (ids, looked) in enumerate(zip(found.tokens.numpy(), found.weights.numpy(), strict=True), start):
-                said = words.decode(ids)
-                drawn[i].append(Answer(said, looked[: len(said) + 1]))
-    return [expected_best(found) for found in drawn]
+    said = [words.decode(ids) for ids in found.tokens.numpy()]
+    return [Answer(each, looked[: len(each) + 1]) for each, looked in zip(said, found.weights.numpy(), strict=True)]
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -407,7 +375,7 @@ def plot(shown: Sequence[Shown], path: Path, words: int = 6) -> None:
     for (picture, name, answer), line in zip(shown, panels, strict=True):
         white = (picture[..., :3] + 1 - picture[..., 3:]).clip(0, 1)
         line[0].imshow(white, interpolation="nearest")
-        line[0].text(0, -18, f"“{' '.join(name)}”", fontsize=9, fontweight="bold", parse_math=False)
+        line[0].text(0, -13, f"“{' '.join(name)}”", fontsize=9, fontweight="bold", parse_math=False)
         for i, (word, axes) in enumerate(zip(answer.words, line[1:], strict=False)):
             rows, columns = (weights.repeat(SIDE // len(weights)) for weights in np.split(answer.weights[i], 2))
             looked = rows[:, None] + columns
@@ -456,13 +424,14 @@ def fitted(model: ts.nn.EncoderDecoder, words: Vocabulary, parts: Parts, name: s
     trainer = Trainer(model, optimizer, loss_of, folder=options.out / name, schedule=schedule, clip=1.0, **found)
 
     def check() -> dict[str, float]:
-        return {"f1": float(scores(greedy(model, words, valid.pictures), valid.names).words.mean())}
+        found = answers(model, words, valid.pictures)
+        return {"f1": float(scores([answer.words for answer in found], valid.names).words.mean())}
 
     train(trainer, batches, options, steps=steps, valid=check, valid_every=max(1, steps // 12))
 
 
 def run(options: Namespace) -> None:
-    """The models, the baselines, their scores and the picture."""
+    """The model, the baselines, their scores and the picture."""
     began = time.monotonic()
     parts = split(load_emojis(options.emojis), options.seed)
     every = Vocabulary.build((emoji.name for emoji in parts.training), unknown=None)
@@ -474,17 +443,13 @@ def run(options: Namespace) -> None:
     frequent = {"unknown": None, "begin": "<s>", "end": "</s>", "min_count": options.count}
     words = Vocabulary.build((emoji.name for emoji in parts.training), **frequent)
     parts = parts._replace(training=limited(parts.training, words))
-    models = []
-    for i in range(options.models):
-        ts.manual_seed(options.seed + i)
-        model = captioner(words, options)
-        if not options.quiet:
-            print(f"model {i + 1}: {parameters(model):,} weights, {len(words)} words, {len(parts.training)} names", flush=True)
-        fitted(model, words, parts, f"model-{i}", options)
-        models.append(model)
-    found = answers(models, words, test.pictures, options)
+    ts.manual_seed(options.seed)
+    model = captioner(words, options)
+    if not options.quiet:
+        print(f"{parameters(model):,} weights, {len(words)} words, {len(parts.training)} names", flush=True)
+    fitted(model, words, parts, "model", options)
+    found = answers(model, words, test.pictures)
     result = scores([answer.words for answer in found], test.names)
-    likeliest = scores(greedy(models[0], words, test.pictures), test.names)
 
     def checked(choice: tuple[Pairs, int]) -> float:
         return float(scores(nearest(choice[0], valid.pictures, choice[1]), valid.names).words.mean())
@@ -496,8 +461,7 @@ def run(options: Namespace) -> None:
     print(f"  always “{' '.join(fixed)}”: {scores([fixed] * len(test.names), test.names)}")
     kept = "of its frequent words" if best[0] is not known else "of all its words"
     print(f"  the name of the nearest picture, {kept}, by squares of {best[1]}: {near}")
-    print(f"  one model, the likeliest word at every step: {likeliest}")
-    print(f"  {len(models)} models, the best of what they draw: {result}")
+    print(f"  ours: {result}")
     differences = (result.words - near.words).reshape(len(parts.test), -1).mean(1)
     error = differences.std() / np.sqrt(len(differences))
     print(f"  ahead of the nearest picture by {differences.mean():.1%} F1, standard error {error:.1%}")
@@ -522,9 +486,6 @@ def parser() -> Parser:
     add("--tint", type=below_1, default=0.2, metavar="X", help="by which share a colour changes, at most [%(default)s]")
     add("--batch", type=SIZE, default=64, metavar="B", help="drawings of an update [%(default)s]")
     add("--lr", type=rate, default=3e-3, metavar="X", help="Adam's largest learning rate [%(default)s]")
-    add("--models", type=SIZE, default=2, metavar="N", help="that answer together [%(default)s]")
-    add("--samples", type=SIZE, default=16, metavar="N", help="answers that each draws for a picture [%(default)s]")
-    add("--temperature", type=rate, default=1.0, metavar="X", help="of the draws [%(default)s]")
     return result
 
 

@@ -4,12 +4,12 @@
     python examples/summaries.py --backend numba
 
 A bidirectional LSTM reads the first paragraph of a description, and an LSTM with attention (Bahdanau et al. 2015) writes
-the line. At every word it may take one of the vocabulary or copy one that it looks at (See et al. 2017): half of what
-makes such a line, names above all, is in no vocabulary. The answers are those of a beam search with length normalisation.
+the line. At every word it may take one of the vocabulary or copy one that it looks at (See et al. 2017): names
+above all are in no vocabulary. The answers are those of a beam search with length normalisation.
 
 The measure is ROUGE-L (Lin 2004), the words that two texts share in the same order; the baseline the first words of the
-paragraph. Packages that belong together, by name or by text, are on one side of the split, and of those with one
-text only one is used.
+paragraph. Packages that belong together, by their source package or by text, are on one side of the split, and of those with
+one text only one is used.
 """
 
 from __future__ import annotations
@@ -436,10 +436,9 @@ def plot(results: dict[str, np.ndarray], path: Path) -> None:
 
 def plot_copying(answer: Summary, pair: Pair, path: Path) -> None:
     """Which words each word of a line looks at; beside each, how much of it was copied."""
-    until = min(len(pair.paragraph), 30)
     rows = [f"{word}, {copied:.0%}" for word, copied in zip([*answer.words, "</s>"], answer.copied, strict=True)]
     title = f"“{pair.name}”: where each word looks, and how much of it is copied"
-    figure = ts.draw.attention(answer.weights[:, :until], pair.paragraph[:until], rows, title=title)
+    figure = ts.draw.attention(answer.weights, pair.paragraph, rows, title=title)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 

@@ -102,12 +102,12 @@ def test_nearest_picture(captions: ModuleType, folder: Path) -> None:
 def test_it_learns_and_says_how_well(
     captions: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = "--epochs 60 --hidden 8 --embedding 6 --models 1 --samples 4 --count 1 --batch 8 --squares 4 --dropout 0 --lr 0.02"
+    small = "--epochs 60 --hidden 8 --embedding 6 --count 1 --batch 8 --squares 4 --dropout 0 --lr 0.02"
     with ts.use_backend("numpy"):
         assert captions.main([*small.split(), "--quiet", "--emojis", str(folder), "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    fixed, near, likeliest, drawn = (float(x) for x in re.findall(r"F1 of the words ([\d.]+)%", shown))
-    assert min(near, max(likeliest, drawn)) > fixed  # of four held-out names, made of words that were seen
+    fixed, near, ours = (float(x) for x in re.findall(r"F1 of the words ([\d.]+)%", shown))
+    assert min(near, ours) > fixed  # of four held-out names, made of words that were seen
     assert (tmp_path / "captions.png").stat().st_size > 5000
 
 
