@@ -16,6 +16,9 @@ from tinyseq import nn
 from tinyseq.nn.seq2seq import _drawn
 from tinyseq.tree import flatten
 
+# Scheduled sampling draws tokens in the loop: integers, which run on the NumPy loop.
+pytestmark = pytest.mark.filterwarnings("ignore:a scan runs on the slower NumPy loop:UserWarning")
+
 F64 = np.float64
 B, S, T, E, H, M, A, V = 3, 5, 4, 3, 4, 6, 5, 7
 START, END = 1, 0

@@ -408,6 +408,7 @@ def split_columns(graph: Graph, carried: Iterable[Operand]) -> Graph:
 
     The gradient of ``concatenate(h, x) @ W`` is such a product: ``dz @ W.T``, whose columns are those of h and of x.
     """
+    graph = dead_code(graph)  # what nobody reads does not hold a product together
     users: dict[Var, list[Equation]] = {}
     for e in graph.equations:
         for v in e.vars:
