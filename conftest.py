@@ -51,7 +51,7 @@ def strict_loop(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.importorskip("numba")
         import tinyseq_numba
 
-        tinyseq_numba._say_once.cache_clear()
+        tinyseq_numba._said.clear()
     with use_backend(request.param), warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
