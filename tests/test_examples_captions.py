@@ -100,15 +100,21 @@ def test_nearest_picture(captions: ModuleType, folder: Path) -> None:
 
 
 def test_it_learns_and_says_how_well(
-    captions: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    captions: ModuleType,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Asked for the names that it has learned from: few others are left of nineteen."""
+    monkeypatch.setattr(captions, "split", lambda emojis, seed: captions.Parts(emojis, emojis, emojis))
     small = "--epochs 60 --hidden 8 --embedding 6 --count 1 --batch 8 --squares 4 --dropout 0 --lr 0.02"
     with ts.use_backend("numpy"):
         assert captions.main([*small.split(), "--quiet", "--emojis", str(folder), "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     fixed, near, ours = (float(x) for x in re.findall(r"F1 of the words ([\d.]+)%", shown))
-    assert near > fixed  # of four held-out names, made of words that were seen
-    assert 0 < ours <= 100
+    assert near == 100
+    assert ours > fixed + 20
     assert (tmp_path / "captions.png").stat().st_size > 5000
 
 

@@ -34,7 +34,7 @@ def matmul(x: Array, y: Array) -> Array:
     flat = x.ndim > 2 == y.ndim
     if flat:
         # One product over all rows: a stack would be one for each of its matrices.
-        lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
+        lead, x = x.shape[:-1], x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     work = math.prod(x.shape) * y.shape[-1]
     if work < LARGE or x.dtype != y.dtype or x.dtype.kind != "f" or threads() == 1 or not blas():
         out = x.dot(y) if x.ndim == 2 == y.ndim else np.matmul(x, y)
