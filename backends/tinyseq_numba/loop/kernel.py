@@ -267,14 +267,12 @@ class _Writer:
     def _each_column(self, i: int, do: Callable[[Vectors, np.dtype[Any], Any, Any], None]) -> None:
         (x,) = self.step.sums[i].inputs
         width = width_of(x, self.rows)
-        whole = width - width % self.lanes
-        for start, stop, lanes in ((0, whole, self.lanes), (whole, width, 1)):
-            if start < stop:
-                with loop(self.b, I64(start), I64(stop), lanes) as column:
-                    partial, total = (
-                        self._at(self.pointers[self.offsets[kind] + i], x.dtype, column) for kind in ("partial", "total")
-                    )
-                    do(Vectors(self.b, lanes), x.dtype, partial, total)
+        for start, stop, lanes in self._strides(width):
+            with loop(self.b, I64(start), I64(stop), lanes) as column:
+                partial, total = (
+                    self._at(self.pointers[self.offsets[kind] + i], x.dtype, column) for kind in ("partial", "total")
+                )
+                do(Vectors(self.b, lanes), x.dtype, partial, total)
 
     # Memory
 
@@ -417,23 +415,24 @@ class _Writer:
             for e in group
             if e.primitive.name == "div" and e.inputs[1] in scalars
         }
-        whole = width - width % self.lanes
-        for start, stop, lanes in ((0, whole, self.lanes), (whole, width, 1)):
-            if start < stop:
-                with loop(b, I64(start), I64(stop), lanes) as column:
-                    self._body(row, column, lanes, group, copied, scalars, divisors, line and line[1])
+        for start, stop, lanes in self._strides(width):
+            with loop(b, I64(start), I64(stop), lanes) as column:
+                self._body(row, column, lanes, group, copied, scalars, divisors, line and line[1])
         for e in sums:
             self._finish(row, I64(0) if line is None else line[0], e)
+
+    def _strides(self, width: int) -> list[tuple[int, int, int]]:
+        """From where to where the columns are taken as so many at a time: whole vectors, then one by one."""
+        whole = width - width % self.lanes
+        return [stride for stride in ((0, whole, self.lanes), (whole, width, 1)) if stride[0] < stride[1]]
 
     def _clear(self, row: Any, e: Equation, width: int) -> None:
         """Zeros, where a sum over lines grows."""
         (place,) = self.layout.writes[e.output]
-        whole = width - width % self.lanes
-        for start, stop, lanes in ((0, whole, self.lanes), (whole, width, 1)):
-            if start < stop:
-                with loop(self.b, I64(start), I64(stop), lanes) as column:
-                    v = Vectors(self.b, lanes)
-                    self._put(v, v.constant(e.output.dtype, 0), e.output.dtype, place, row, column)
+        for start, stop, lanes in self._strides(width):
+            with loop(self.b, I64(start), I64(stop), lanes) as column:
+                v = Vectors(self.b, lanes)
+                self._put(v, v.constant(e.output.dtype, 0), e.output.dtype, place, row, column)
 
     def _start(self, e: Equation) -> None:
         first = {"sum": 0.0, "max": -np.inf, "min": np.inf}[e.primitive.name]
