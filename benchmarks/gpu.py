@@ -6,8 +6,10 @@
 
 1. The tests that are marked `gpu`, then some small ones under compute-sanitizer's memcheck and racecheck where it is found.
 2. What a barrier, a broadcast, a launch and a node of a CUDA graph cost here, and the ceilings of memory and arithmetic.
-3. Layers, forward and forward+backward, beside cuDNN's (`torch.nn`), a PyTorch loop, `torch.compile` of the cell's step and
-   JAX's `lax.scan`, with the time that was predicted from part 2, the share of both ceilings, and the driver that was chosen.
+3. A training step of `examples/shakespeare.py` beside the same in PyTorch.
+4. Layers, forward and forward+backward, beside cuDNN's (`torch.nn`), a PyTorch loop, `torch.compile` of the cell's step and,
+   for two short sequences, of the whole loop, and JAX's `lax.scan`, with the time that was predicted from part 2, the share of
+   both ceilings, and the driver that was chosen.
 
 PyTorch and CuPy are timed by events on their streams, JAX by the host's clock around `block_until_ready`. Libraries take turns,
 and outputs and gradients are compared before anything is timed. What no longer fits into `--minutes` is skipped and counted.
@@ -21,15 +23,19 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shakespeare
 from cells import CELLS, Cell, Data, Names, Size, data
 from common import RESULTS, markdown, plain, time_text, write
 
@@ -37,10 +43,16 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["rnn", "gru", "lstm", "lstm-layer-norm", "lstm-peephole"]
 KINDS = ["float32", "tf32", "float16", "bfloat16"]
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "float16": 3e-2, "bfloat16": 1e-1}  # of the largest magnitude, after T steps
-PEERS = ["built-in", "nn", "loop", "compile", "jax"]  # the first is our own layer beside the same cell as a user writes it
+PEERS = ["built-in", "nn", "loop", "compile", "whole", "jax"]  # the first: our own layer beside the same cell as users write it
+# A compiled whole loop: for these alone, and after so many other cases, since each compiles for a minute or is given up.
+WHOLE_CASES = [(name, Size(32, 16, 512, 512), "float32") for name in ("lstm", "lstm-layer-norm")]
+WHOLE_AFTER, WHOLE_SECONDS = 20, 75
 MODES = ["forward", "forward+backward"]
 ROUNDS, LEAST = 5, 0.02  # turns of each library, and seconds that a turn lasts
-TESTS = ["tests/test_cupy.py", "tests/test_cupy_loop.py", "tests/test_cupy_precision.py", "tests/test_cupy_devices.py"]
+TESTS = [
+    *(f"tests/test_cupy{part}.py" for part in ("", "_loop", "_regions", "_precision", "_devices")),
+    "tests/test_shakespeare.py",
+]
 SMALL = "test_small_on_a_gpu"  # for compute-sanitizer, which takes a hundred times as long
 MADE_UP = "made up"
 
@@ -56,7 +68,7 @@ def run_tests(dry: bool, left: Callable[[], float]) -> bool:
     for tool in ("memcheck", "racecheck"):
         if sanitizer and not dry:
             own = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-            commands.append([*own, *pytest, "-k", SMALL, TESTS[1]])
+            commands.append([*own, *pytest, "-k", SMALL, *TESTS[1:3]])
         else:
             print(f"compute-sanitizer {tool}: {'not in a dry run' if dry else 'compute-sanitizer is not found'}")
     for command in commands:
@@ -251,7 +263,71 @@ def _cupy_backend() -> Any:
     return get_backend("cupy")
 
 
-# --- 3. layers --------------------------------------------------------------------------------------------------------
+# --- 3. a language model ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Of training steps of one kind: seconds of a step of each library."""
+
+    kind: str
+    seconds: dict[str, float]
+
+    def text(self) -> str:
+        rate = lambda name: f"{shakespeare.T * shakespeare.B / self.seconds[name]:,.0f} characters/s"
+        ours = f"a training step of the language model, {self.kind}: {rate('tinyseq')}"
+        if "nn" not in self.seconds:
+            return ours
+        return f"{ours}, PyTorch's {rate('nn')}, {self.seconds['nn'] / self.seconds['tinyseq']:.2f} times as fast"
+
+
+def language_model(bench: Bench, kinds: Sequence[str], with_torch: bool, dropped: list[str]) -> list[Speed]:
+    """Training steps from the same weights on the same text; each ends with the host reading the loss."""
+    from tinyseq.errors import TinyseqError
+
+    try:
+        ids, characters = shakespeare.text_ids()
+    except TinyseqError as error:  # the plays are not installed
+        dropped.append(f"the language model: {error}")
+        return []
+    speeds, checked = [], 2 if bench.dry else shakespeare.CHECKED
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ids.npy"
+        np.save(path, ids)
+        case = shakespeare.Case("", {"ids": str(path), "characters": characters})
+        for kind in (k for k in kinds if "16" not in k):
+            steps = {"tinyseq": shakespeare.tinyseq()(case).timed[shakespeare.MODE]}
+            if not bench.dry:
+                _cupy_backend().allow_tf32 = kind == "tf32"
+            if with_torch:
+                steps["nn"] = torch_training(bench, ids, characters, kind)
+            losses = {name: {"losses": np.array([step() for _ in range(checked)])} for name, step in steps.items()}
+            wrong = compare(losses["tinyseq"], losses.get("nn", {}), TOLERANCE[kind])
+            if wrong:
+                dropped.append(f"the language model, {kind}: nn is not timed, {wrong}")
+                del steps["nn"]
+            times: dict[str, list[float]] = {name: [] for name in steps}
+            for turn, name in itertools.product(range(0 if bench.dry else ROUNDS), steps):
+                times[name].append(host_clock(steps[name], 1 if turn == 0 else 50))
+            made_up = {name: [1e-3 if name == "tinyseq" else 2e-3] for name in steps}
+            seconds = {name: statistics.median(found) for name, found in (made_up if bench.dry else times).items()}
+            speeds.append(Speed(kind, seconds))
+    return speeds
+
+
+def torch_training(bench: Bench, ids: np.ndarray, characters: int, kind: str) -> Callable[[], float]:
+    import torch
+    from shakespeare_torch import Training
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    weights = shakespeare.weights(characters)
+    device = "cpu" if bench.dry else "cuda"
+    training = Training(weights, shakespeare.EMBEDDING, shakespeare.HIDDEN, shakespeare.LR, shakespeare.CLIP, device)
+    stream = shakespeare.chunks(ids)
+    return lambda: training.step(*next(stream))
+
+
+# --- 4. layers --------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +336,7 @@ class Job:
 
     results: Callable[[], dict[str, np.ndarray]]
     timed: Mapping[str, Callable[[], object]]
-    clock: Callable[[Callable[[], object], int], float]
+    clock: Clock
     steps: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # tinyseq's, by mode
 
 
@@ -275,11 +351,62 @@ def dtype_of(kind: str) -> np.dtype[Any]:
     return np.dtype("float32" if kind == "tf32" else kind)
 
 
+Clock = Callable[[Callable[[], object], int], float]
+
+
 def host_clock(run: Callable[[], object], calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
         run()
     return (time.perf_counter() - start) / calls
+
+
+def event_clock(event: Callable[[], Any], milliseconds: Callable[[Any, Any], float]) -> Clock:
+    """The device's own time, by a library's events."""
+
+    def clock(run: Callable[[], object], calls: int) -> float:
+        start, stop = event(), event()
+        start.record()
+        for _ in range(calls):
+            run()
+        stop.record()
+        stop.synchronize()
+        return milliseconds(start, stop) / 1e3 / calls
+
+    return clock
+
+
+def in_both_modes(layer: Callable[[], Any], leaves: Mapping[str, Any], dy: Any, no_grad: Any) -> dict[str, Callable[[], Any]]:
+    """A layer's calls; tinyseq and PyTorch agree in how a gradient is asked for."""
+
+    def forward() -> Any:
+        with no_grad():
+            return layer()
+
+    def both() -> Any:
+        for leaf in leaves.values():
+            leaf.grad = None
+        ys = layer()
+        ys.backward(dy)
+        return ys
+
+    return dict(zip(MODES, (forward, both), strict=True))
+
+
+@contextmanager
+def given_up_after(seconds: float) -> Iterator[None]:
+    """Raise ``TimeoutError`` in what takes longer."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"given up after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def tinyseq_layers(bench: Bench, builtin: bool = False) -> Build:
@@ -290,16 +417,7 @@ def tinyseq_layers(bench: Bench, builtin: bool = False) -> Build:
     ts.use_backend(bench.backend)
     names = Names(ts.tanh, ts.sigmoid, ts.linear, lambda x, n: ts.chunk(x, n, -1), lambda x, g, s: ts.layer_norm(x, g, s))
 
-    def clock(run: Callable[[], object], calls: int) -> float:
-        if bench.dry:
-            return host_clock(run, calls)
-        start, stop = bench.cupy.cuda.Event(), bench.cupy.cuda.Event()
-        start.record()
-        for _ in range(calls):
-            run()
-        stop.record()
-        stop.synchronize()
-        return float(bench.cupy.cuda.get_elapsed_time(start, stop)) / 1e3 / calls
+    clock = host_clock if bench.dry else event_clock(bench.cupy.cuda.Event, bench.cupy.cuda.get_elapsed_time)
 
     def build(cell: Cell, size: Size, kind: str) -> Job | None:
         if builtin and cell.builtin is None:
@@ -325,17 +443,8 @@ def tinyseq_layers(bench: Bench, builtin: bool = False) -> Build:
                 return ts.scan(step, state, leaves["x"])[1]
             return module(leaves["x"], tuple(part[None] for part in state) if len(state) == 2 else state[0][None])[0]
 
-        def forward() -> Any:
-            with ts.no_grad():
-                return layer()
-
-        def both() -> Any:
-            for leaf in leaves.values():
-                leaf.grad = None
-            ys = layer()
-            ys.backward(dy)
-            return ys
-
+        timed = in_both_modes(layer, leaves, dy, ts.no_grad)
+        both = timed[MODES[1]]
         scan._runners.clear()
 
         def results() -> dict[str, np.ndarray]:
@@ -345,7 +454,7 @@ def tinyseq_layers(bench: Bench, builtin: bool = False) -> Build:
         both()
         program = next(iter(scan._runners.values())).program
         steps = {"forward": program.forward.step, "backward": program.backward.step}
-        return Job(results, dict(zip(MODES, (forward, both), strict=True)), clock, steps)
+        return Job(results, timed, clock, steps)
 
     return build
 
@@ -356,7 +465,7 @@ def named(ys: Any, gradients: Mapping[str, Any], numpy: Callable[[Any], Any]) ->
 
 
 def torch_layers(bench: Bench, which: str) -> Build:
-    """cuDNN's layers ("nn"), the cell in a Python loop ("loop"), or the same with its step compiled ("compile")."""
+    """cuDNN's layers ("nn"), the cell in a Python loop ("loop"), its step compiled ("compile"), or all of it ("whole")."""
     import torch
 
     if not bench.dry and not torch.cuda.is_available():
@@ -366,22 +475,15 @@ def torch_layers(bench: Bench, which: str) -> Build:
     names = Names(torch.tanh, torch.sigmoid, functional.linear, lambda x, n: x.chunk(n, -1),
                   lambda x, gain, shift: functional.layer_norm(x, gain.shape, gain, shift))  # fmt: skip
 
-    def clock(run: Callable[[], object], calls: int) -> float:
-        if bench.dry:
-            return host_clock(run, calls)
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            run()
-        stop.record()
-        stop.synchronize()
-        return start.elapsed_time(stop) / 1e3 / calls
+    timer = event_clock(lambda: torch.cuda.Event(enable_timing=True), lambda start, stop: start.elapsed_time(stop))
+    clock = host_clock if bench.dry else timer
+    how = {"dynamic": False, "backend": "eager" if bench.dry else "inductor"}
 
     def build(cell: Cell, size: Size, kind: str) -> Job | None:
         if which == "nn" and cell.torch_builtin is None:
             return None
-        if which == "compile" and (bench.dry or size.T > 128):
-            return None  # each new size compiles for many seconds
+        if (which == "compile" and size.T > 128) or (which == "whole" and size.T > 32):
+            return None  # each new size compiles for many seconds, a whole loop for as many as it has steps
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = kind == "tf32"
         dtype = getattr(torch, "float32" if kind == "tf32" else kind)
         values: Data = data(cell, size)
@@ -398,9 +500,10 @@ def torch_layers(bench: Bench, which: str) -> Build:
                 return module(leaves["x"], tuple(part[None] for part in state) if len(state) == 2 else state[0][None])[0]
         else:
             one = lambda x, s: cell.step(names, leaves, cell.inputs(names, leaves, x), s)
-            if which == "compile":
+            if which in ("compile", "whole"):
                 torch.compiler.reset()
-                one = torch.compile(one, dynamic=False)
+            if which == "compile":
+                one = torch.compile(one, **how)
 
             def layer() -> Any:
                 ys, now = [], state
@@ -409,23 +512,21 @@ def torch_layers(bench: Bench, which: str) -> Build:
                     ys.append(y)
                 return torch.stack(ys)
 
-        def forward() -> Any:
-            with torch.no_grad():
-                return layer()
+            if which == "whole":
+                layer = torch.compile(layer, **how)
 
-        def both() -> Any:
-            for leaf in leaves.values():
-                leaf.grad = None
-            ys = layer()
-            ys.backward(dy)
-            return ys
+        timed = in_both_modes(layer, leaves, dy, torch.no_grad)
+        if which == "whole":
+            with given_up_after(max(1.0, min(WHOLE_SECONDS, bench.left()))):
+                for run in timed.values():  # which compiles
+                    run()
 
         def results() -> dict[str, np.ndarray]:
-            ys = both()
+            ys = timed[MODES[1]]()
             gradients = {k: leaf.grad for k, leaf in leaves.items()}
             return named(ys, gradients, lambda t: t.detach().float().cpu().numpy())
 
-        return Job(results, dict(zip(MODES, (forward, both), strict=True)), clock)
+        return Job(results, timed, clock)
 
     return build
 
@@ -485,6 +586,7 @@ CONNECT: dict[str, Callable[[Bench], Build]] = {
     "nn": lambda bench: torch_layers(bench, "nn"),
     "loop": lambda bench: torch_layers(bench, "loop"),
     "compile": lambda bench: torch_layers(bench, "compile"),
+    "whole": lambda bench: torch_layers(bench, "whole"),
     "jax": jax_layers,
 }
 
@@ -496,8 +598,11 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Size, str]]:
     order = sorted(
         everything, key=lambda c: (c[4], middle(c[2], 512) + middle(c[3], 16) + 2 * args.kinds.index(c[1]), NAMES.index(c[0]))
     )
-    for cell, kind, hidden, batch, steps in order:
-        yield cell, Size(steps, batch, hidden, hidden), kind
+    found = [(cell, Size(steps, batch, hidden, hidden), kind) for cell, kind, hidden, batch, steps in order]
+    yield from found[:WHOLE_AFTER]
+    if "whole" in args.peers and not args.dry:
+        yield from WHOLE_CASES
+    yield from found[WHOLE_AFTER:]
 
 
 def predicted(job: Job, mode: str, size: Size, kind: str, bench: Bench, costs: Costs) -> tuple[str, float]:
@@ -679,10 +784,17 @@ def main() -> int:
             builds[name] = CONNECT[name](bench)
         except ImportError as error:
             facts.append(f"Left out: {name} ({error})")
-    if {"nn", "loop", "compile"} & builds.keys():
+    with_torch = bool({"nn", "loop", "compile", "whole"} & builds.keys())
+    if with_torch:
         facts.append("allow_tf32 of PyTorch's matmul and cuDNN, and of tinyseq: on for the kind tf32, else off")
     print("\n".join(facts), flush=True)
-    rows, dropped, skipped = [], [], 0
+    rows: list[Row] = []
+    dropped: list[str] = []
+    skipped = 0
+    speeds = language_model(bench, args.kinds, with_torch, dropped) if bench.left() > 0 else []
+    trained = [f"{speed.text()}{note}" for speed in speeds]
+    facts += trained
+    print("\n".join(trained), flush=True)
     for name, size, kind in cases(args):
         if bench.left() < 0:
             skipped += 1
@@ -701,6 +813,7 @@ def main() -> int:
             "made_up": args.dry,
             "facts": facts,
             "costs": dataclasses.asdict(costs),
+            "language_model": [dataclasses.asdict(speed) for speed in speeds],
             "rows": [dataclasses.asdict(row) for row in rows],
         }
         title = "tinyseq on a GPU" + (": a dry run, in which every figure is made up" if args.dry else "")

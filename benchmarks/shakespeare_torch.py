@@ -34,17 +34,21 @@ class CharacterModel(nn.Module):
 class Training:
     """The model, its optimizer and the state that goes from chunk to chunk."""
 
-    def __init__(self, weights: Mapping[str, np.ndarray], embedding: int, hidden: int, lr: float, clip: float) -> None:
-        self.model = CharacterModel(len(weights["output.bias"]), embedding, hidden)
+    def __init__(
+        self, weights: Mapping[str, np.ndarray], embedding: int, hidden: int, lr: float, clip: float, device: str = "cpu"
+    ) -> None:
+        self.device = device
+        self.model = CharacterModel(len(weights["output.bias"]), embedding, hidden).to(device)
         self.model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr, fused=True)  # the fastest there is on a CPU
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr, fused=True)  # the fastest there is
         self.clip = clip
         self.state: Any = None
 
     def step(self, inputs: np.ndarray, targets: np.ndarray, starts: bool) -> float:
         """Learn from a (T, B) chunk, which begins the text anew if it `starts`; return its loss."""
-        logits, state = self.model(torch.from_numpy(inputs), None if starts else self.state)
-        loss = functional.cross_entropy(logits.reshape(targets.size, -1), torch.from_numpy(targets).reshape(-1))
+        ids, wanted = (torch.from_numpy(a).to(self.device) for a in (inputs, targets))
+        logits, state = self.model(ids, None if starts else self.state)
+        loss = functional.cross_entropy(logits.reshape(targets.size, -1), wanted.reshape(-1))
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)

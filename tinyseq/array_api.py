@@ -186,6 +186,10 @@ def operations(xp: Any) -> dict[str, Operation]:
         """``total`` with the values added where the key points; ``total`` may be overwritten."""
         return total + scatter_add(values, *indices, key=key, shape=total.shape)
 
+    def positions(x: Array, *, axis: int) -> Array:
+        size = x.shape[axis]
+        return xp.broadcast_to(xp.reshape(xp.arange(size, dtype=xp.int64), (size, *(1,) * (-axis - 1))), x.shape)
+
     def argsort(x: Array, *, axis: int, descending: bool) -> Array:
         return xp.argsort(x, axis=axis, descending=descending, stable=True)
 
@@ -259,4 +263,5 @@ def operations(xp: Any) -> dict[str, Operation]:
         "scatter_add": scatter_add,
         "scatter_add_into": scatter_add_into,
         "argsort": argsort,
+        "positions": positions,
     }

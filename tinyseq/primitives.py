@@ -428,6 +428,7 @@ for _name in ("argmax", "argmin"):
     primitive(_name, _position)
 primitive("detach", _same)  # only in a trace: elsewhere a detached Tensor is one without a place on the tape
 primitive("argsort", lambda x, *, axis, descending: (_shape(x), INT64))
+primitive("positions", lambda x, *, axis: (_shape(x), INT64))  # where on an axis each element stands: 0, 1, ...
 # fmt: on
 
 

@@ -2,7 +2,8 @@
 
 A block of threads takes a row at a time, a thread every so many columns; where rows mean nothing, a thread takes any number.
 A sum over a row is there at the next phase, and what a later phase needs is computed again from what is in memory. Sums
-over all rows are one partial sum a block in float64, and a second kernel adds those in the same order each time.
+over all rows are one partial sum a block in float64. The last block to come adds those that are one number, in the same
+order each time, and computes what is made of them; those that are one for each column a second kernel adds.
 
 The code knows neither sizes nor the numbers in the graph, so arrays of other sizes compile nothing.
 """
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyseq.array_api import INDEX
 from tinyseq.compiler import debug
-from tinyseq.compiler.regions import REDUCTIONS, Region, partition
+from tinyseq.compiler.regions import CHOICES, REDUCTIONS, RENAMES, Region, chosen, partition
 from tinyseq.compiler.straight import Call, call_of, runner
 from tinyseq.graph import Equation, Graph, Names, Var
 from tinyseq_cupy.loop.run import Machine, Program
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["RegionFunction", "compile_graph", "region_source"]
 
 Array = Any
-RENAMES = ("reshape", "copy", "detach")
-DTYPES = ("float16", "bfloat16", "float32", "float64", "bool")
+DTYPES = ("float16", "bfloat16", "float32", "float64", "bool", "int32", "int64")
 F64 = np.dtype("float64")
 HEADER = ("rows", "columns", "blocks")
 THREADS, WARP = 256, 32
@@ -59,6 +60,26 @@ struct ts_max {
 struct ts_min {
     template <class F> TS_MEMBER F operator()(F x, F y) const { return ts_smaller(x, y); }
 };
+
+// Whether this block is the last to come here; it sees what the others wrote.
+static __device__ unsigned ts_finished;  // 0 at first, and again after the last
+TS_FUNCTION bool ts_last(char* shared) {
+    int* const last = (int*)(shared + TS_THREADS * sizeof(double));
+    if (threadIdx.x == 0) {
+        __threadfence();
+        *last = atomicInc(&ts_finished, gridDim.x - 1) == gridDim.x - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    return *last;
+}
+
+// An index into n numbers; as in CuPy, one that is out of bounds wraps around.
+TS_FUNCTION long long ts_wrapped(long long i, long long n) {
+    if (i >= 0 && i < n) return i;
+    i %= n;
+    return i < 0 ? i + n : i;
+}
 """.strip()
 
 
@@ -71,19 +92,37 @@ def compile_graph(graph: Graph, backend: Backend, machine: Callable[[], Machine]
         machine: gives the machine on which a call runs.
     """
     calls: list[Call] = []
-    parts = partition(graph, {*SUPPORTED, *RENAMES}, DTYPES)
+    graph = chosen(graph)
+    parts = partition(graph, {*SUPPORTED, *RENAMES, *CHOICES}, DTYPES, singles=True)
     if debug.wanted("split"):
         names = Names()
         lines = [part.text(names) if isinstance(part, Region) else names.line(part) for part in parts]
         debug.show("split", "into kernels and operations", "\n".join(lines))
     for part in parts:
         if isinstance(part, Equation):
-            calls.append(call_of(part, backend))
+            calls.append(_call(part, backend))
         elif sum(e.primitive.name not in RENAMES for e in part.equations) < 2:
-            calls += [call_of(e, backend) for e in part.equations]
+            calls += [_call(e, backend) for e in part.equations]
         else:
             calls.append(Call(RegionFunction(part, machine), part.reads, (*part.totals, *part.writes), fresh=True))
     return runner(graph, calls)
+
+
+def _call(e: Equation, backend: Backend) -> Call:
+    """An equation that stands alone as the backend's operations."""
+    ops, name = backend.table, e.primitive.name
+    if name not in CHOICES:
+        return call_of(e, backend)
+
+    def function(x: Array, i: Array) -> tuple[Array]:
+        if name == "look_up":
+            return (ops["getitem"](x, i, key=(INDEX,)),)
+        rows = ops["positions"](i, axis=-1)
+        if name == "pick":
+            return (ops["getitem"](x, rows, i, key=(INDEX, INDEX)),)
+        return (ops["scatter_add"](x, rows, i, key=(INDEX, INDEX), shape=e.output.shape),)
+
+    return Call(function, e.inputs, (e.output,), fresh=True)
 
 
 class RegionFunction:
@@ -97,7 +136,7 @@ class RegionFunction:
     def __init__(self, region: Region, machine: Callable[[], Machine]) -> None:
         self.region, self.machine = region, machine
         self.text, numbers = region_source(region)
-        self.numbers = [struct.unpack("q", struct.pack("d", value))[0] for value in numbers]
+        self.numbers = [x if isinstance(x, int) else struct.unpack("q", struct.pack("d", x))[0] for x in numbers]
         debug.show("source", "CUDA C++", self.text)
         self.programs: dict[Machine, Program] = {}
         rows, columns = (1, math.prod(region.space)) if region.flat else region.space
@@ -119,16 +158,16 @@ class RegionFunction:
         partials = [machine.empty((blocks, math.prod(v.shape)), F64) for v in region.totals]
         places = [machine.address(a) for a in (*laid, *written, *partials, *totals)]
         table = [self.rows, self.columns, blocks, *self.numbers, *places]
-        shared = self.threads * F64.itemsize
+        shared = (self.threads + 1) * F64.itemsize
         program.plain("ts_region", table, (blocks, 1), shared)
-        if totals:
+        if self.wide:
             columns = max(math.prod(v.shape) for v in region.totals)
             program.plain("ts_totals", table, (-(-columns // self.threads), len(totals)), shared)
         return [*totals, *written]
 
 
-def region_source(region: Region) -> tuple[str, list[float]]:
-    """The kernels' text, and the numbers in the equations, which come with the arguments."""
+def region_source(region: Region) -> tuple[str, list[float | int]]:
+    """The kernels' text, and what comes with the arguments: the numbers in the equations, and, whole, the sizes of tables."""
     writer = _Writer(region)
     return writer.text(), writer.numbers
 
@@ -139,18 +178,23 @@ class _Writer:
         self.made = {e.output: e for e in region.equations}
         values = (*region.reads, *(e.output for e in region.equations))
         self.names = {v: f"v{i}" for i, v in enumerate(values)}
-        self.numbers: list[float] = []
+        self.numbers: list[float | int] = []
         self.number_names: dict[tuple[Var, int], str] = {}
+        self.sizes: dict[Var, str] = {}
         for e in region.equations:
             for i, x in enumerate(e.inputs):
                 if not isinstance(x, Var) and self._is_argument(e, i):
                     self.number_names[e.output, i] = f"number{len(self.numbers)}"
                     self.numbers.append(float(x))
+            if e.primitive.name == "look_up":
+                table = next(e.vars)
+                self.sizes[table] = f"ts_table[{len(HEADER) + len(self.numbers)}]"
+                self.numbers.append(table.shape[0])
         self.level = self._levels()
 
     def _is_argument(self, e: Equation, i: int) -> bool:
         exponent = e.primitive.name == "power" and i == 1
-        return not exponent and self._operand_dtype(e).kind != "b"
+        return not exponent and self._operand_dtype(e).kind not in "bi"
 
     def _operand_dtype(self, e: Equation) -> np.dtype[Any]:
         return e.output.dtype if e.primitive.name == "where" else next(e.vars).dtype
@@ -190,7 +234,7 @@ class _Writer:
         lines.append('extern "C" __global__ void __launch_bounds__(TS_THREADS, 1) ts_region() {')
         lines += [f"    {line}" for line in (self._flat() if region.flat else self._by_rows())]
         lines.append("}")
-        if region.totals:
+        if len(self._scalars()) < len(region.totals):
             lines += ["", *self._totals()]
         return "\n".join(lines) + "\n"
 
@@ -207,8 +251,18 @@ class _Writer:
         for v in self.region.reads:
             if self.roles[v] == "one":
                 yield f"const {c_type(v.dtype)} {self.names[v]} = {self._at(v)}[0];"
+        yield from self._singles("one", "blockIdx.x == 0 && threadIdx.x == 0")
         for v in self._scalars():
             yield f"double {self.names[v]}_sum = 0;"
+
+    def _singles(self, role: str, who: str) -> Iterator[str]:
+        """The single numbers before or after the rows; one thread writes those that others read."""
+        for e in self.region.equations:
+            out = e.output
+            if self.roles[out] == role:
+                yield from self._line(e, {})
+                if out in self.region.writes:
+                    yield f"if ({who}) {self._at(out)}[0] = {self.names[out]};"
 
     def _scalars(self) -> list[Var]:
         """The totals that are one number."""
@@ -222,6 +276,16 @@ class _Writer:
             value = own if self.roles[next(self.made[v].vars)] == "row" else f"ts_together({own}, shared, ts_sum())"
             yield f"const double partial{i}_own = {value};"
             yield f"if (threadIdx.x == 0) partial{i}[blockIdx.x] = partial{i}_own;"
+        if not self._scalars():
+            return
+        yield "if (!ts_last(shared)) return;"
+        for v in self._scalars():
+            i, name = self.region.totals.index(v), self.names[v]
+            yield f"{name}_sum = 0;"
+            yield f"for (long long b = threadIdx.x; b < ts_blocks; b += TS_THREADS) {name}_sum += __ldcg(&partial{i}[b]);"
+            yield f"const {c_type(v.dtype)} {name} = ({c_type(v.dtype)})ts_together({name}_sum, shared, ts_sum());"
+            yield f"if (threadIdx.x == 0) total{i}[0] = {name};"
+        yield from self._singles("late", "threadIdx.x == 0")
 
     def _flat(self) -> Iterator[str]:
         yield from self._start()
@@ -254,8 +318,8 @@ class _Writer:
             for e in mine:
                 out = e.output
                 if self.roles[out] == "row" and not self._over_row(e):
+                    yield from self._pick(e, known) if e.primitive.name == "pick" else self._line(e, {})
                     known.add(out)
-                    yield from self._line(e, {})
                     yield from self._write_row(out)
                 elif self.roles[out] == "total" and self.roles[next(e.vars)] == "row":
                     yield f"{self.names[out]}_sum += {self.names[next(e.vars)]};"
@@ -274,6 +338,16 @@ class _Writer:
                 known.add(out)
                 yield f"const {c_type(out.dtype)} {name} = ts_together({name}_own, shared, ts_{e.primitive.name}());"
                 yield from self._write_row(out)
+
+    def _pick(self, e: Equation, known: set[Var]) -> Iterator[str]:
+        """What a row has in one column: computed there, whether it is in memory or not."""
+        (x, i), name = e.vars, self.names[e.output]
+        yield f"{c_type(x.dtype)} {name};"
+        yield "{"
+        yield f"    const long long c = ts_wrapped({self.names[i]}, columns), at = row * columns + c;"
+        yield from (f"    {line}" for line in self._needed(x, known, {}))
+        yield f"    {name} = {self.names[x]};"
+        yield "}"
 
     def _write_row(self, v: Var) -> Iterator[str]:
         if v in self.region.writes:
@@ -310,7 +384,7 @@ class _Writer:
             if x in done or x in known or self.roles[x] == "one":
                 waiting.pop()
             elif x in self.made:
-                missing = [y for y in self.made[x].vars if y not in done and y not in known and self.roles[y] != "one"]
+                missing = [y for y in self._read(self.made[x]) if not (y in done or y in known or self.roles[y] == "one")]
                 if missing:
                     waiting += missing
                 else:
@@ -320,9 +394,21 @@ class _Writer:
                 place = "at" if self.roles[x] == "full" else "c"
                 yield f"const {c_type(x.dtype)} {self.names[x]} = {self._at(x)}[{place}];"
 
+    def _read(self, e: Equation) -> list[Var]:
+        """What an equation needs as numbers: not the table that it looks them up in."""
+        return list(e.vars)[1 if e.primitive.name == "look_up" else 0 :]
+
     def _line(self, e: Equation, done: dict[Var, None]) -> Iterator[str]:
         out, name = e.output, e.primitive.name
         done[out] = None
+        if name in CHOICES:
+            x, i = e.vars
+            if name == "place":
+                text = f"c == ts_wrapped({self.names[i]}, columns) ? {self.names[x]} : {number(0, x.dtype)}"
+            else:
+                text = f"{self._at(x)}[ts_wrapped({self.names[i]}, {self.sizes[x]})]"
+            yield f"const {c_type(out.dtype)} {self.names[out]} = {text};"
+            return
         dtype = self._operand_dtype(e)
         inputs = [
             self.names[x] if isinstance(x, Var) else self.number_names.get((out, i)) or number(x, dtype)
@@ -335,18 +421,13 @@ class _Writer:
 
     def _totals(self) -> Iterator[str]:
         yield 'extern "C" __global__ void __launch_bounds__(TS_THREADS, 1) ts_totals() {'
-        yield "    TS_SHARED(shared);"
         yield "    const long long c = (long long)blockIdx.x * TS_THREADS + threadIdx.x;"
         for i, v in enumerate(self.region.totals):
-            yield f"    if (blockIdx.y == {i}) {{"
-            yield "        double sum = 0;"
             if self._by_column(self.made[v]):
+                yield f"    if (blockIdx.y == {i}) {{"
+                yield "        double sum = 0;"
                 each = f"sum += partial{i}[b * ts_columns + c]"
                 yield f"        for (long long b = 0; b < ts_blocks && c < ts_columns; b++) {each};"
                 yield f"        if (c < ts_columns) total{i}[c] = ({c_type(v.dtype)})sum;"
-            else:
-                yield f"        for (long long b = threadIdx.x; b < ts_blocks; b += TS_THREADS) sum += partial{i}[b];"
-                yield "        sum = ts_together(sum, shared, ts_sum());"
-                yield f"        if (c == 0) total{i}[0] = ({c_type(v.dtype)})sum;"
-            yield "    }"
+                yield "    }"
         yield "}"

@@ -50,7 +50,8 @@ class CpuMachine:
         self.order, self.seed, self.flags = ORDERS[order], seed, tuple(flags)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        return np.full(shape, True if dtype.kind == "b" else np.nan, dtype)
+        nothing = {"b": True, "i": -77}.get(dtype.kind, np.nan)
+        return np.full(shape, nothing, dtype)
 
     def zeros(self, count: int) -> Any:
         return np.zeros(count, np.uint32)

@@ -89,6 +89,12 @@ template <class A, class B> inline void ts_mma(float* c, const A& left, const B&
     }
 }
 
+inline void __threadfence() {}
+inline unsigned atomicInc(unsigned* place, unsigned most) {
+    const unsigned old = *place;
+    *place = old >= most ? 0 : old + 1;
+    return old;
+}
 template <class F> inline F __ldcg(const F* p) { return *p; }
 inline void ts_arrive(unsigned* arrivals) { ++*arrivals; }
 inline unsigned ts_arrived(unsigned* arrivals) {

@@ -364,6 +364,8 @@ for _down in (False, True):
     case("argsort", values(1.0, NAN, -INF, INF, NAN, 0.0), reference=_sorting, axis=-1, descending=_down,
          note=f"odd values {_note}", differentiate=False)  # fmt: skip
 for _shape, _at in (((2, 3, 4), -2), ((4,), -1), ((0, 3), -1), ((2, 0), -1)):
+    case("positions", real(*_shape), reference=lambda x, axis: np.indices(x.shape)[axis], axis=_at, kinds="fib",
+         note=f"{_shape} along {_at}")  # fmt: skip
     case("cumsum", real(*_shape), reference=np.cumsum, axis=_at, kinds="f", note=f"{_shape} along {_at}")
 case("cumsum", real(2, 3), reference=np.cumsum, axis=-1, kinds="i", note="integers")
 case("cumsum", values([1.0, NAN, 2.0], [INF, -INF, 1.0]), reference=np.cumsum, axis=-1, differentiate=False,

@@ -91,6 +91,7 @@ class CudaMachine:
         import cupy
 
         self._cupy, self.number = cupy, number
+        self._programs: dict[tuple[Any, ...], CudaProgram] = {}
         device = cupy.cuda.Device(number)
         capability = int(device.compute_capability)
         if capability < CAPABILITY:
@@ -121,9 +122,15 @@ class CudaMachine:
         return int(array.data.ptr)
 
     def compile(self, text: str, defines: dict[str, int]) -> CudaProgram:
-        """By NVRTC; CuPy keeps what it compiled in its own folder on the disk."""
+        """By NVRTC; CuPy keeps what it compiled in its own folder on the disk.
+
+        CuPy also loads the same text only once. So there is one program for it, which knows when its table is in use.
+        """
         options = ("-std=c++17", *(f"-D{name}={value}" for name, value in defines.items()))
-        return CudaProgram(self._cupy, self._cupy.RawModule(code=text, options=options), defines["TS_THREADS"], self.limits)
+        if (text, options) not in self._programs:
+            module = self._cupy.RawModule(code=text, options=options)
+            self._programs[text, options] = CudaProgram(self._cupy, module, defines["TS_THREADS"], self.limits)
+        return self._programs[text, options]
 
 
 class CudaProgram:

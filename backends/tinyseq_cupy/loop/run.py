@@ -67,12 +67,12 @@ def compile_loop(step: Step, machine: Machine, tile: Tile | None = None, tf32: b
         tf32: whether products of float32 may be rounded to TF32.
 
     Raises:
-        Unsupported: there is no code for an operation in it, or a block's share does not fit into shared memory.
+        Unsupported: there is no code for an operation in it, a block's share does not fit into shared memory, or something is
+            added up over all steps.
     """
+    if step.sums:
+        raise Unsupported("sums over all steps")
     return Loop(plan_step(step), machine, tile, tf32)
-
-
-_programs: dict[tuple[Machine, str, Tile], Program] = {}
 
 
 class Loop:
@@ -90,10 +90,7 @@ class Loop:
         self.each, self.before = len(each), bool(before)
         self.text = source(plan)
         debug.show("source", f"CUDA C++, {self.tile}", self.text)
-        key = machine, self.text, self.tile
-        if key not in _programs:
-            _programs[key] = machine.compile(self.text, self.tile.defines)
-        self.program = _programs[key]
+        self.program = machine.compile(self.text, self.tile.defines)
 
     def __call__(
         self, carry: Sequence[Array], stacks: Sequence[Array], closed: Sequence[Array], steps: int, reverse: bool

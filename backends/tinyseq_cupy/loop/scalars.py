@@ -28,6 +28,7 @@ __all__ = [
 # By name: NumPy knows bfloat16 only where ml_dtypes brings it.
 TYPES = {"float32": "float", "float64": "double", "float16": "ts_float16", "bfloat16": "ts_bfloat16", "bool": "unsigned char"}
 HALVES = ("float16", "bfloat16")
+WHOLE = {"int32": "int", "int64": "long long"}
 
 # NaN comes out of all of them as NaN, and infinity as the limit. CUDA's compiler knows these functions without a header.
 FUNCTIONS = "\n".join(
@@ -74,12 +75,12 @@ def register_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def c_type(dtype: np.dtype[Any]) -> str:
     """The type of a value in a register."""
-    return "bool" if dtype.kind == "b" else TYPES[register_dtype(dtype).name]
+    return "bool" if dtype.kind == "b" else memory_type(register_dtype(dtype))
 
 
 def memory_type(dtype: np.dtype[Any]) -> str:
     """The type of an element of an array."""
-    return TYPES[dtype.name]
+    return WHOLE[dtype.name] if dtype.kind == "i" else TYPES[dtype.name]
 
 
 def number(value: float, dtype: np.dtype[Any]) -> str:
@@ -90,6 +91,8 @@ def number(value: float, dtype: np.dtype[Any]) -> str:
     """
     if dtype.kind == "b":
         return "true" if value else "false"
+    if dtype.kind == "i":
+        return f"({int(value)}LL)"
     dtype = register_dtype(dtype)
     suffix = "f" if dtype == np.float32 else ""
     x = dtype.type(value)
