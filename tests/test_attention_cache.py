@@ -127,6 +127,54 @@ def test_beams_change_places(rng: np.random.Generator) -> None:
     same(got, layer(target, memory, tgt_is_causal=True)[4:, rows])
 
 
+@pytest.mark.parametrize("layout", ["time first", "batch first", "unbatched"])
+@pytest.mark.parametrize("sizes", [{}, {"kdim": 4, "vdim": 6}, {"kdim": 4, "vdim": 4}, {"bias": False}], ids=str)
+@pytest.mark.parametrize("one", [False, True])
+def test_a_memory_is_remembered(rng: np.random.Generator, sizes: dict[str, Any], layout: str, one: bool) -> None:
+    attention = nn.MultiheadAttention(E, H, batch_first=layout == "batch first", dtype=ts.float64, **sizes)
+    if attention.in_proj_bias is not None:
+        nn.init.uniform_(attention.in_proj_bias, -1, 1)
+    shapes = {"time first": (S, B), "batch first": (B, S), "unbatched": (S,)}[layout]
+    key, value = (given(rng, *shapes, sizes.get(name, E)) for name in ("kdim", "vdim"))
+    query = given(rng, *{"time first": (T, B), "batch first": (B, T), "unbatched": (T,)}[layout], E)
+    value = key if one and sizes.get("kdim") == sizes.get("vdim") else value
+    cache = attention.remember(key) if value is key else attention.remember(key, value)
+    for need_weights in (False, True):
+        want = attention(query, key, value, need_weights=need_weights)
+        got = attention(query, None, None, need_weights=need_weights, cache=cache)
+        same(got[0], want[0])
+        if need_weights:
+            same(got[1], want[1])
+
+
+@pytest.mark.parametrize("later", ["the source again", "no source"])
+@pytest.mark.parametrize("settings", [{}, {"norm_first": True}, {"batch_first": True}], ids=str)
+@pytest.mark.parametrize("pieces", PIECES, ids=str)
+def test_a_transformer_equals_itself_step_by_step(
+    rng: np.random.Generator, pieces: list[int], settings: dict[str, bool], later: str
+) -> None:
+    model = nn.Transformer(E, H, 2, 2, 16, dropout=0.0, dtype=ts.float64, **settings)
+    axis = int(model.batch_first)
+    target, source = (given(rng, B, n, E) if axis else given(rng, n, B, E) for n in (T, S))
+    hidden = np.arange(S) >= np.array([5, 2, 4])[:, None]
+    masks = {"src_key_padding_mask": hidden, "memory_key_padding_mask": hidden, "tgt_is_causal": True}
+    whole, cache = model(source, target, **masks), model.new_cache()
+    parts = []
+    for place, piece in enumerate(cut(target, pieces, axis)):
+        parts.append(model(None if place and later == "no source" else source, piece, cache=cache, **masks))
+    same(ts.concatenate(parts, axis), whole)
+
+
+def test_the_encoder_runs_once(rng: np.random.Generator) -> None:
+    model = nn.Transformer(E, H, 1, 1, 16, dropout=0.0, dtype=ts.float64)
+    encoder, calls = model.encoder, []
+    model.encoder = lambda *given: calls.append(given) or encoder(*given)
+    source, target, cache = given(rng, S, B, E), given(rng, T, B, E), model.new_cache()
+    for t in range(T):
+        model(source, target[t : t + 1], cache=cache, tgt_is_causal=True)
+    assert len(calls) == 1
+
+
 def test_refused(rng: np.random.Generator) -> None:
     x, cache = given(rng, 2, B, E), nn.AttentionCache()
     attention = nn.MultiheadAttention(E, H, dtype=ts.float64)
@@ -137,9 +185,19 @@ def test_refused(rng: np.random.Generator) -> None:
     attention(x, x, x, cache=fixed)
     with pytest.raises(ts.ShapeError, match="the cache is of 3 rows, got a query of 2"):
         attention(x[:, :2], x[:, :2], x[:, :2], cache=fixed)
+    with pytest.raises(ValueError, match="needs key and value, or a cache that holds them: one made by remember"):
+        attention(x, None, None, cache=nn.AttentionCache())
+    with pytest.raises(ValueError, match="where in a fixed memory a query stands; give attn_mask instead"):
+        attention(x, x, x, is_causal=True, cache=fixed)
+    with pytest.raises(ts.ShapeError, match=r"got shapes \(2, 3, 8\), \(2, 3, 7\)"):
+        attention.remember(x, np.zeros((2, 3, 7)))
+    with pytest.raises(ValueError, match="a source, or a cache that has seen one"):
+        nn.Transformer(E, H, 1, 1, 16)(None, x.astype("float32"))
     added = nn.MultiheadAttention(E, H, add_zero_attn=True, dtype=ts.float64)
     with pytest.raises(ValueError, match="without add_bias_kv and add_zero_attn"):
         added(x, x, x, cache=nn.AttentionCache())
+    with pytest.raises(ValueError, match="without add_bias_kv and add_zero_attn"):
+        added.remember(x)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(E, H, 16, dtype=ts.float64), 2)
     with pytest.raises(ts.ShapeError, match=r"2 layers takes as many caches, got 1; make them with new_cache\(\)"):
         encoder(x, cache=[nn.AttentionCache()])

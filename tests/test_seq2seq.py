@@ -13,11 +13,8 @@ from tensors import array, draw, put
 
 import tinyseq as ts
 from tinyseq import nn
-from tinyseq.nn.seq2seq import _drawn
+from tinyseq.nn.seq2seq import drawn
 from tinyseq.tree import flatten
-
-# Scheduled sampling draws tokens in the loop: integers, which run on the NumPy loop.
-pytestmark = pytest.mark.filterwarnings("ignore:a scan runs on the slower NumPy loop:UserWarning")
 
 F64 = np.float64
 B, S, T, E, H, M, A, V = 3, 5, 4, 3, 4, 6, 5, 7
@@ -483,12 +480,12 @@ def test_drawing_by_the_running_sum() -> None:
     """Every class by the share of the numbers that lead to it; the ends of the interval are no class too many."""
     logits = np.log([[0.5, 1e-300, 0.2, 0.3]])
     chances = (np.arange(1000) + 0.5) / 1000
-    counts = np.bincount(array(_drawn(ts.tensor(np.repeat(logits, 1000, 0)), ts.tensor(chances))), minlength=4)
+    counts = np.bincount(array(drawn(ts.tensor(np.repeat(logits, 1000, 0)), ts.tensor(chances))), minlength=4)
     assert counts.tolist() == [500, 0, 200, 300]
     edge = np.array([0.0, 0.5, np.nextafter(1, 0), 1.0])
-    assert array(_drawn(ts.tensor(np.repeat(logits, 4, 0)), ts.tensor(edge))).tolist() == [0, 2, 3, 3]
+    assert array(drawn(ts.tensor(np.repeat(logits, 4, 0)), ts.tensor(edge))).tolist() == [0, 2, 3, 3]
     first = np.array([[-np.inf, 0.0]])
-    assert array(_drawn(ts.tensor(first), ts.tensor([0.0]))).tolist() == [1]
+    assert array(drawn(ts.tensor(first), ts.tensor([0.0]))).tolist() == [1]
 
 
 def test_decays() -> None:

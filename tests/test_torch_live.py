@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from torch_cases import GROUPS, Case, Sizes, assert_same
+from torch_cases import GROUPS, PRODUCTS, Case, Sizes, assert_same
 
 import tinyseq as ts
 
@@ -55,3 +57,18 @@ def test_equals_torch(case: Case, backend: str, data: st.DataObject) -> None:
         # Second derivatives in float64 only: those of a deep recurrent net magnify the roundings of float32.
         assert_same(case.run_tinyseq(arrays, sizes, np.float64, case.twice), want, np.float64, case.each)
         assert_same(case.run_tinyseq(arrays, sizes, np.float32), once, np.float32, case.each)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cases", [pytest.param(cases, id=name) for name, cases in PRODUCTS.items()])
+def test_equals_torch_over_the_product_of_options(cases: Callable[[], list[Case]], backend: str) -> None:
+    with ts.use_backend(backend):
+        for case in cases():
+            rng = np.random.default_rng(zlib.crc32(case.name.encode()))
+            sizes = {letter: int(rng.integers(case.least.get(letter, 1), 5)) for letter in LETTERS}
+            arrays = case.draw(rng, sizes)
+            try:
+                assert_same(case.run_tinyseq(arrays, sizes, np.float64), case.run_torch(arrays, sizes), np.float64)
+            except Exception as error:
+                error.add_note(f"{case} with the sizes {sizes}")
+                raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import signal
@@ -401,14 +402,18 @@ class Run:
         return {name: value.numpy().tobytes() for name, value in state.items()}
 
 
-@pytest.mark.parametrize("stop", [1, 4, 5, 6, 12, 17])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(stop: int, tmp_path: Path) -> None:
-    whole = Run(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("accumulate", "stop"),
+    # An epoch has 6 batches: steps of 4 leave one of 2, steps of 7 are the epoch.
+    [*itertools.product([1], [1, 4, 5, 6, 12, 17]), *itertools.product([4], [1, 2, 5, 10]), (2, 2), (2, 3), (7, 3)],
+)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(accumulate: int, stop: int, tmp_path: Path) -> None:
+    whole = Run(tmp_path / "whole", accumulate=accumulate)
     assert whole.fit(20) == "steps"
-    first = Run(tmp_path / "parts")
+    first = Run(tmp_path / "parts", accumulate=accumulate)
     assert first.fit(stop) == "steps"
     ts.random.rand(5)
-    second = Run(tmp_path / "parts")
+    second = Run(tmp_path / "parts", accumulate=accumulate)
     assert second.fit(20, resume=True) == "steps"
     assert second.weights() == whole.weights()
     assert second.trainer.history == whole.trainer.history

@@ -14,12 +14,13 @@ from torch_cases.functions import FUNCTIONS
 from torch_cases.layers import LAYERS
 from torch_cases.losses import LOSSES
 from torch_cases.optimizers import OPTIMIZERS
+from torch_cases.products import EVERY_TWO, PRODUCTS
 from torch_cases.recurrent import RECURRENT
 from torch_cases.seq2seq import SEQ2SEQ
 from torch_cases.transformer import TRANSFORMER
 
 GROUPS: dict[str, list[Case]] = {
-    "attention": ATTENTION,
+    "attention": ATTENTION + EVERY_TWO,
     "functions": FUNCTIONS,
     "functional": FUNCTIONAL,
     "layers": LAYERS,
@@ -30,4 +31,4 @@ GROUPS: dict[str, list[Case]] = {
     "transformer": TRANSFORMER,
 }
 
-__all__ = ["GOLDEN_SIZES", "GROUPS", "Case", "Sizes", "assert_same"]
+__all__ = ["GOLDEN_SIZES", "GROUPS", "PRODUCTS", "Case", "Sizes", "assert_same"]

@@ -15,6 +15,7 @@ from tinyseq.nn.losses import *  # noqa: F403
 from tinyseq.nn.module import *  # noqa: F403
 from tinyseq.nn.positional import *  # noqa: F403
 from tinyseq.nn.recurrent import *  # noqa: F403
+from tinyseq.nn.self_attention import *  # noqa: F403
 from tinyseq.nn.seq2seq import *  # noqa: F403
 from tinyseq.nn.transformer import *  # noqa: F403
 from tinyseq.nn.wrappers import *  # noqa: F403

@@ -258,7 +258,7 @@ class AttentionCache:
 
     Args:
         fixed: whether the first call's keys and values are all there will be, as with an encoder's output. Later calls
-            then do not project theirs.
+            then do not look at theirs.
 
     Attributes:
         keys: (B, H, S, E / H), or None before the first call.
@@ -371,11 +371,38 @@ class MultiheadAttention(Module):
         if self.out_proj.bias is not None:
             init.zeros_(self.out_proj.bias)
 
+    def remember(self, key: Operand, value: Operand | None = None) -> AttentionCache:
+        """A memory's keys and values, projected once for all calls that get the cache; these may give None for both.
+
+        Args:
+            key: (S, B, kdim), or (B, S, kdim) with ``batch_first``, or (S, kdim) without a batch.
+            value: (S, B, vdim), in the layout of the key; None takes the key.
+
+        Raises:
+            ShapeError: shapes that do not fit.
+            ValueError: a module with ``add_bias_kv`` or ``add_zero_attn``.
+
+        >>> import tinyseq as ts
+        >>> attention, query, memory = ts.nn.MultiheadAttention(8, 2), ts.ones((1, 3, 8)), ts.random.randn((5, 3, 8))
+        >>> cache = attention.remember(memory)
+        >>> ts.allclose(attention(query, None, None, cache=cache)[0], attention(query, memory, memory)[0])
+        True
+        """
+        self._check_cacheable()
+        same = value is None or value is key
+        key = as_tensor(key)
+        value = key if same else as_tensor(value)
+        self._check(None, key, value)
+        keys, values = self._key_and_value(self._rows_first(key), self._rows_first(value), same)
+        cache = AttentionCache(fixed=True)
+        cache.add(self._divided(keys), self._divided(values))
+        return cache
+
     def __call__(
         self,
         query: Operand,
-        key: Operand,
-        value: Operand,
+        key: Operand | None,
+        value: Operand | None,
         key_padding_mask: Operand | None = None,
         need_weights: bool = True,
         attn_mask: Operand | None = None,
@@ -387,8 +414,8 @@ class MultiheadAttention(Module):
 
         Args:
             query: (L, B, E), or (B, L, E) with ``batch_first``, or (L, E) without a batch.
-            key: (S, B, kdim), in the layout of the query.
-            value: (S, B, vdim), in the layout of the query.
+            key: (S, B, kdim), in the layout of the query; None with a fixed cache that holds the memory.
+            value: (S, B, vdim), in the layout of the query; None likewise.
             key_padding_mask: (B, S), without a batch (S,): booleans, True where a key is padding; or numbers that are
                 added to its scores.
             need_weights: whether the weights are returned.
@@ -397,8 +424,8 @@ class MultiheadAttention(Module):
             average_attn_weights: whether the weights are the mean over the heads.
             is_causal: query i looks at keys 0 to i only, besides what the masks say; with a cache, query and keys count
                 from what it held before.
-            cache: of the sequence so far, to which key and value are added: S in the masks' shapes is then all of it. For
-                a sequence without a batch, too.
+            cache: of the sequence so far, to which key and value are added: S in the masks' shapes is then all of it; or
+                of a memory, see :meth:`remember`. For a sequence without a batch, too.
 
         Returns:
             The output in the layout of the query, and the weights (B, L, S), or (B, H, L, S) without averaging, or None.
@@ -407,22 +434,18 @@ class MultiheadAttention(Module):
         Raises:
             ShapeError: shapes that do not fit.
             DTypeError: a mask of integers.
-            ValueError: a cache together with ``add_bias_kv`` or ``add_zero_attn``.
+            ValueError: a cache together with ``add_bias_kv`` or ``add_zero_attn``, a fixed one with ``is_causal``; no key
+                or no value, and no fixed cache that holds them.
         """
-        if cache is not None and (self.bias_k is not None or self.add_zero_attn):
-            raise ValueError("a cache holds the sequence alone; make MultiheadAttention without add_bias_kv and add_zero_attn")
-        heads = self.num_heads
-        one, same = query is key is value, key is value
-        query, key, value = as_tensor(query), as_tensor(key), as_tensor(value)
+        if is_causal and cache is not None and cache.fixed:
+            raise ValueError("is_causal does not know where in a fixed memory a query stands; give attn_mask instead")
+        heads, one = self.num_heads, query is key is value
+        query = as_tensor(query)
+        key, value = (query, query) if one else (key, value)
         batched = query.ndim == 3
-        self._check(query, key, value)
-        if not batched:
-            query, key, value = (x.unsqueeze(0) for x in (query, key, value))
-        elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        batch, queries = query.shape[:2]
         before = 0 if cache is None or cache.fixed else len(cache)
-        q, k, v = self._heads(query, key, value, one, same, cache)
+        q, k, v = self._heads(query, key, value, cache)
+        batch, _, queries, _ = q.shape
         # Alone, and with no keys added, it needs no mask: attention by tiles skips what it hides.
         causal_alone = is_causal and key_padding_mask is attn_mask is self.bias_k is None and not self.add_zero_attn
         causal_alone = causal_alone and not before
@@ -449,65 +472,93 @@ class MultiheadAttention(Module):
         weights = weights.mean(1) if average_attn_weights else weights
         return output, weights if batched else weights.squeeze(0)
 
-    def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+    def _check(self, query: Tensor | None, key: Tensor | None, value: Tensor | None) -> None:
+        """The shapes of what is given."""
         batch_axis = 0 if self.batch_first else 1
         sizes = (self.embed_dim, self.kdim, self.vdim)
-        xs = (query, key, value)
+        given = [(x, size) for x, size in zip((query, key, value), sizes, strict=True) if x is not None]
+        shapes = [x.shape for x, _ in given]
         if (
-            query.ndim not in (2, 3)
-            or any(x.ndim != query.ndim or x.shape[-1] != size for x, size in zip(xs, sizes, strict=True))
-            or key.shape[:-1] != value.shape[:-1]
-            or (query.ndim == 3 and query.shape[batch_axis] != key.shape[batch_axis])
+            any(len(shape) not in (2, 3) or shape[-1] != size for shape, (_, size) in zip(shapes, given, strict=True))
+            or len({len(shape) for shape in shapes}) > 1
+            or (key is not None and value is not None and key.shape[:-1] != value.shape[:-1])
+            or (len(shapes[0]) == 3 and len({shape[batch_axis] for shape in shapes}) > 1)
         ):
             layout = "(B, L, E)" if self.batch_first else "(L, B, E)"
             raise ShapeError(
                 f"MultiheadAttention takes query, key and value {layout} or (L, E) with E = {sizes[0]}, {sizes[1]} and "
-                f"{sizes[2]}, the last two of one length, got shapes {query.shape}, {key.shape} and {value.shape}"
+                f"{sizes[2]}, the last two of one length, got shapes {', '.join(map(str, shapes))}"
             )
-        if 0 in query.shape[:-1] or 0 in key.shape[:-1]:
+        if any(0 in shape[:-1] for shape in shapes):
             raise ShapeError(
-                f"MultiheadAttention takes at least one row, one query and one key, got shapes {query.shape} and {key.shape}"
+                "MultiheadAttention takes at least one row, one query and one key, got shapes " + ", ".join(map(str, shapes))
             )
+
+    def _check_cacheable(self) -> None:
+        if self.bias_k is not None or self.add_zero_attn:
+            raise ValueError("a cache holds the sequence alone; make MultiheadAttention without add_bias_kv and add_zero_attn")
 
     def _heads(
-        self, query: Tensor, key: Tensor, value: Tensor, one: bool, same: bool, cache: AttentionCache | None
+        self, query: Tensor, key: Operand | None, value: Operand | None, cache: AttentionCache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Projected queries, and all keys and values to look at: (B, H, L or S, E / H)."""
-        batch = query.shape[0]
-
-        def divided(x: Tensor) -> Tensor:
-            return x.reshape(batch, -1, self.num_heads, self.embed_dim // self.num_heads).transpose(1, 2)
-
-        if cache is not None and cache.fixed and cache.keys is not None and cache.values is not None:
-            if cache.keys.shape[0] != batch:
-                raise ShapeError(f"the cache is of {cache.keys.shape[0]} rows, got a query of {batch}")
-            weight = self.q_proj_weight if self.in_proj_weight is None else self.in_proj_weight[: self.embed_dim]
-            bias = None if self.in_proj_bias is None else self.in_proj_bias[: self.embed_dim]
-            return divided(linear(query, weight, bias)), cache.keys, cache.values  # type: ignore[arg-type]
-        q, k, v = self._projected(query, key, value, one, same)
+        if cache is not None:
+            self._check_cacheable()
+            if cache.fixed and cache.keys is not None and cache.values is not None:
+                self._check(query, None, None)
+                q = self._divided(self._query(self._rows_first(query)))
+                if len(cache.keys) != len(q):
+                    raise ShapeError(f"the cache is of {len(cache.keys)} rows, got a query of {len(q)}")
+                return q, cache.keys, cache.values
+        if key is None or value is None:
+            raise ValueError("MultiheadAttention needs key and value, or a cache that holds them: one made by remember")
+        same = key is value
+        key = as_tensor(key)
+        value = key if same else as_tensor(value)
+        self._check(query, key, value)
+        one = same and key is query
+        query, key, value = (self._rows_first(x) for x in (query, key, value))
+        if one and self.in_proj_weight is not None:
+            q, k, v = chunk(linear(query, self.in_proj_weight, self.in_proj_bias), 3, -1)
+        else:
+            q, (k, v) = self._query(query), self._key_and_value(key, value, same)
         if self.bias_k is not None and self.bias_v is not None:
             k, v = (
-                concatenate([x, broadcast_to(bias, (batch, 1, self.embed_dim))], 1)
+                concatenate([x, broadcast_to(bias, (len(x), 1, self.embed_dim))], 1)
                 for x, bias in ((k, self.bias_k), (v, self.bias_v))
             )
         if self.add_zero_attn:
             k, v = (pad(x, [(0, 1), (0, 0)]) for x in (k, v))
-        k, v = divided(k), divided(v)
+        k, v = self._divided(k), self._divided(v)
         if cache is not None:
             k, v = cache.add(k, v)
-        return divided(q), k, v
+        return self._divided(q), k, v
 
-    def _projected(self, query: Tensor, key: Tensor, value: Tensor, one: bool, same: bool) -> tuple[Tensor, ...]:
-        """The inputs times their weights; where inputs are one and the same, as one product."""
-        size, weight, bias = self.embed_dim, self.in_proj_weight, self.in_proj_bias
-        if weight is not None and one:
-            return tuple(chunk(linear(query, weight, bias), 3, -1))
+    def _rows_first(self, x: Tensor) -> Tensor:
+        """(B, L, E), whatever the layout."""
+        if x.ndim == 2:
+            return x.unsqueeze(0)
+        return x if self.batch_first else x.transpose(0, 1)
+
+    def _divided(self, x: Tensor) -> Tensor:
+        """(B, L, E) to (B, H, L, E / H)."""
+        return x.reshape(len(x), -1, self.num_heads, self.embed_dim // self.num_heads).transpose(1, 2)
+
+    def _query(self, query: Tensor) -> Tensor:
+        """Times its weight."""
+        size, bias = self.embed_dim, self.in_proj_bias
+        weight = self.q_proj_weight if self.in_proj_weight is None else self.in_proj_weight[:size]
+        return linear(query, weight, None if bias is None else bias[:size])  # type: ignore[arg-type]
+
+    def _key_and_value(self, key: Tensor, value: Tensor, same: bool) -> tuple[Tensor, ...]:
+        """Times their weights; where they are one and the same, as one product."""
+        size, weight = self.embed_dim, self.in_proj_weight
+        bias = None if self.in_proj_bias is None else self.in_proj_bias[size:]
         if weight is not None and same:
-            q = linear(query, weight[:size], None if bias is None else bias[:size])
-            return (q, *chunk(linear(key, weight[size:], None if bias is None else bias[size:]), 2, -1))
-        weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight] if weight is None else chunk(weight, 3)
-        biases = [None] * 3 if bias is None else chunk(bias, 3)
-        return tuple(linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))  # type: ignore[arg-type]
+            return tuple(chunk(linear(key, weight[size:], bias), 2, -1))
+        weights = (self.k_proj_weight, self.v_proj_weight) if weight is None else chunk(weight[size:], 2)
+        biases = (None, None) if bias is None else chunk(bias, 2)
+        return tuple(linear(x, w, b) for x, w, b in zip((key, value), weights, biases, strict=True))  # type: ignore[arg-type]
 
     def _mask(
         self,

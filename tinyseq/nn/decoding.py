@@ -1,8 +1,9 @@
 """From a decoder to sequences of tokens: the likeliest next token, a random one, or the best of several kept in a beam.
 
 A decoder is a cell from tokens to logits: ``decoder(tokens, state) -> (logits, state)``, where tokens are (N,) integers,
-logits are (N, V), and the state is a tensor or nested tuples, lists and dicts of them, rows first. Instead of logits it may
-return a pair (logits, weights), such as attention weights (N, S); these are collected.
+logits are (N, V), and the state is a tensor or nested tuples, lists and dicts of them, rows first; among them may be
+caches of attention, which a search leaves as they were given. Instead of logits it may return a pair (logits, weights), such
+as attention weights (N, S); these are collected.
 
 Letters: B rows of a batch, T tokens, V tokens in the vocabulary, K beams, N rows that are run at once, S steps of a source.
 """
@@ -18,9 +19,10 @@ import numpy as np
 from tinyseq import random
 from tinyseq.errors import DTypeError, NonFiniteError, ShapeError
 from tinyseq.functions import argsort, cumsum, isnan, log_softmax, repeat, softmax, take_along_axis, topk, where
+from tinyseq.nn.attention import AttentionCache
 from tinyseq.tape import no_grad
 from tinyseq.tensor import Operand, Tensor, as_tensor
-from tinyseq.tree import flatten
+from tinyseq.tree import flatten, tree_map
 
 __all__ = ["Decoded", "beam_search", "filter_logits", "greedy_search", "sample"]
 
@@ -233,21 +235,22 @@ class _Beams:
         self.weights: list[Array] = []
 
     def run(self, decoder: Decoder, tokens: Tensor, state: State, pad: int | None) -> Decoded:
-        leaves, structure = flatten(state)
+        leaves, structure = flatten(_opened(state))
         leaves = [repeat(as_tensor(leaf), self.beams, 0) for leaf in leaves]
-        constant = [True] * len(leaves)
+        constant = dict(zip(structure.paths(), leaves, strict=True))
         tokens = repeat(tokens, self.beams, 0)
         while True:
-            logits, weights, state = _step(decoder, tokens, structure.unflatten(leaves))
+            logits, weights, state = _step(decoder, tokens, _closed(structure.unflatten(leaves)))
             if weights is not None:
                 self.weights.append(weights.numpy().reshape(self.batch, self.beams, *weights.shape[1:]))
             self._extend(log_softmax(logits.astype("float64")))
             if self.closed.all() or len(self.taken) == self.max_length:
                 return self._result(pad)
             rows = as_tensor((np.arange(self.batch)[:, None] * self.beams + self.origins[-1]).reshape(-1))
-            given, (leaves, structure) = leaves, flatten(state)
-            constant = [same and old.data is new.data for same, old, new in zip(constant, given, leaves, strict=True)]
-            leaves = [leaf if same else leaf[rows] for same, leaf in zip(constant, leaves, strict=True)]
+            leaves, structure = flatten(_opened(state))
+            named = list(zip(structure.paths(), leaves, strict=True))
+            constant = {path: leaf for path, leaf in named if path in constant and constant[path].data is leaf.data}
+            leaves = [leaf if constant.get(path) is leaf else leaf[rows] for path, leaf in named]
             tokens = as_tensor(self.taken[-1].reshape(-1))
 
     def _extend(self, log_p: Tensor) -> None:
@@ -334,6 +337,7 @@ def _follow(
     """One sequence a row, token by token."""
     with no_grad():
         tokens, batch = _first(start, state, max_length)
+        state = _closed(_opened(state))
         going = np.ones(batch, bool)
         lengths = np.zeros(batch, np.int64)
         scores = np.zeros(batch)
@@ -360,6 +364,42 @@ def _follow(
         )
 
 
+class _Growing(NamedTuple):
+    """The tensors of an :class:`AttentionCache`."""
+
+    keys: Tensor | None
+    values: Tensor | None
+
+
+class _Fixed(NamedTuple):
+    """Those of one that is fixed."""
+
+    keys: Tensor | None
+    values: Tensor | None
+
+
+def _opened(state: State) -> State:
+    """The state with caches as tuples, whose tensors are leaves like all others."""
+
+    def opened(leaf: Any) -> Any:
+        return (_Fixed if leaf.fixed else _Growing)(leaf.keys, leaf.values) if isinstance(leaf, AttentionCache) else leaf
+
+    return tree_map(opened, state)
+
+
+def _closed(state: State) -> State:
+    """The state with caches of its own."""
+
+    def closed(leaf: Any) -> Any:
+        if not isinstance(leaf, _Fixed | _Growing):
+            return leaf
+        cache = AttentionCache(isinstance(leaf, _Fixed))
+        cache.keys, cache.values = leaf
+        return cache
+
+    return tree_map(closed, state, is_leaf=lambda leaf: isinstance(leaf, _Fixed | _Growing))
+
+
 def _first(start: Operand, state: State, max_length: int) -> tuple[Tensor, int]:
     """The first token of every row, and how many rows there are."""
     if max_length < 1:
@@ -368,7 +408,7 @@ def _first(start: Operand, state: State, max_length: int) -> tuple[Tensor, int]:
     if tokens.dtype.kind not in "iu" or tokens.ndim > 1:
         error = ShapeError if tokens.ndim > 1 else DTypeError
         raise error(f"start is an integer or one a row, got {tokens.dtype} of shape {tokens.shape}")
-    leaves = [as_tensor(leaf) for leaf in flatten(state)[0]]
+    leaves = [as_tensor(leaf) for leaf in flatten(_opened(state))[0]]
     rows = {leaf.shape[:1] for leaf in leaves} | ({tokens.shape} if tokens.ndim else set())
     if len(rows) != 1 or () in rows:
         found = sorted(size for shape in rows for size in shape)

@@ -440,7 +440,7 @@ class RecurrentDecoder(Module):
             output, inner = own(embedded if mask is None else embedded * mask, inner, noise)
             output, weights = self._split(output)
             logits = self.output(output)
-            chosen = logits.detach().argmax(-1) if chance is None else _drawn(logits.detach(), chance)
+            chosen = logits.detach().argmax(-1) if chance is None else drawn(logits.detach(), chance)
             return (inner, chosen.astype(tokens.dtype)), (logits, weights)
 
         xs = (tokens, given, chances, masks, noise)
@@ -448,7 +448,7 @@ class RecurrentDecoder(Module):
         return logits, weights
 
 
-def _drawn(logits: Tensor, chance: Tensor) -> Tensor:
+def drawn(logits: Tensor, chance: Tensor) -> Tensor:
     """The class at which the running sum of probabilities passes a number from [0, 1): (B, V) and (B,) to (B,)."""
     sums = cumsum(softmax(logits), -1)
     passed = sums <= chance.astype(sums.dtype).unsqueeze(-1) * sums[..., -1:]
@@ -512,10 +512,10 @@ class EncoderDecoder(Module):
     """Any encoder and any decoder, from teacher forcing to beam search.
 
     Args:
-        encoder: ``encoder(source, lengths=lengths) -> (outputs, state)``, time first: :class:`RecurrentEncoder`, or
-            nn.LSTM, nn.GRU ... for a source of vectors. outputs (S, B, M) may be None without attention; a state of None
-            leaves it to the decoder.
-        decoder: :class:`RecurrentDecoder`, or anything with its methods.
+        encoder: ``encoder(source, lengths=lengths) -> (outputs, state)``, time first: :class:`RecurrentEncoder`,
+            :class:`SelfAttentionEncoder`, or nn.LSTM, nn.GRU ... for a source of vectors. outputs (S, B, M) may be None
+            without attention; a state of None leaves it to the decoder.
+        decoder: :class:`RecurrentDecoder`, :class:`SelfAttentionDecoder`, or anything with their methods.
         start: the token that the decoder is fed first.
         end: the token that ends a target.
         bridge: from the encoder's last state to the first one of the decoder's cell, such as :class:`Bridge`. Without

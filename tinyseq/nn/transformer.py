@@ -175,14 +175,15 @@ class TransformerDecoderLayer(_Layer):
     multihead_attn: MultiheadAttention
     norm3: LayerNorm
 
-    def new_cache(self) -> DecoderCache:
-        """An empty cache, for one target and one memory."""
-        return DecoderCache(AttentionCache(), AttentionCache(fixed=True))
+    def new_cache(self, memory: Operand | None = None) -> DecoderCache:
+        """An empty cache, for one target and one memory; given the memory, it is in the cache already."""
+        of_memory = AttentionCache(fixed=True) if memory is None else self.multihead_attn.remember(memory)
+        return DecoderCache(AttentionCache(), of_memory)
 
     def __call__(
         self,
         tgt: Operand,
-        memory: Operand,
+        memory: Operand | None,
         tgt_mask: Operand | None = None,
         memory_mask: Operand | None = None,
         tgt_key_padding_mask: Operand | None = None,
@@ -195,7 +196,7 @@ class TransformerDecoderLayer(_Layer):
 
         Args:
             tgt: (T, B, E).
-            memory: (S, B, E), the encoder's output.
+            memory: (S, B, E), the encoder's output; None if the cache holds it.
             tgt_mask: (T, T) or (B H, T, T), which step of the target may not look at which.
             memory_mask: (T, S) or (B H, T, S), which step of the target may not look at which of the memory.
             tgt_key_padding_mask: (B, T), which steps of the target are padding.
@@ -205,9 +206,9 @@ class TransformerDecoderLayer(_Layer):
             cache: of the target's steps before these ones, and of the memory; what ``new_cache`` gave.
 
         Raises:
-            ShapeError, DTypeError: what :class:`MultiheadAttention` raises.
+            ShapeError, DTypeError, ValueError: what :class:`MultiheadAttention` raises.
         """
-        memory = as_tensor(memory)
+        memory = None if memory is None else as_tensor(memory)
         own, of_memory = (None, None) if cache is None else cache
 
         def attend(x: Tensor) -> Tensor:
@@ -286,22 +287,25 @@ class TransformerDecoder(Module):
         self.layers: list[Any] = _copies(decoder_layer, num_layers)
         self.norm = norm
 
-    def new_cache(self) -> list[DecoderCache]:
+    def new_cache(self, memory: Operand | None = None) -> list[DecoderCache]:
         """An empty cache of each layer, for one target that comes in pieces and one memory.
+
+        Given the memory, its keys and values are computed here, and calls with the cache take None for it.
 
         >>> import tinyseq as ts
         >>> decoder = ts.nn.TransformerDecoder(ts.nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0), num_layers=2)
-        >>> target, memory, cache = ts.random.randn((3, 1, 8)), ts.random.randn((5, 1, 8)), decoder.new_cache()
-        >>> steps = [decoder(target[t : t + 1], memory, tgt_is_causal=True, cache=cache) for t in range(3)]
+        >>> target, memory = ts.random.randn((3, 1, 8)), ts.random.randn((5, 1, 8))
+        >>> cache = decoder.new_cache(memory)
+        >>> steps = [decoder(target[t : t + 1], None, tgt_is_causal=True, cache=cache) for t in range(3)]
         >>> ts.allclose(ts.concatenate(steps), decoder(target, memory, tgt_is_causal=True), atol=1e-5)
         True
         """
-        return [layer.new_cache() for layer in self.layers]
+        return [layer.new_cache(memory) for layer in self.layers]
 
     def __call__(
         self,
         tgt: Operand,
-        memory: Operand,
+        memory: Operand | None,
         tgt_mask: Operand | None = None,
         memory_mask: Operand | None = None,
         tgt_key_padding_mask: Operand | None = None,
@@ -314,7 +318,7 @@ class TransformerDecoder(Module):
 
         ``cache`` is what ``new_cache`` gave: a causal target may then come in pieces, a step at a time when it is generated.
         """
-        x, memory = as_tensor(tgt), as_tensor(memory)
+        x, memory = as_tensor(tgt), None if memory is None else as_tensor(memory)
         masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
         for layer, own in zip(self.layers, _of_layers(cache, self.layers), strict=True):
             x = layer(x, memory, *masks, tgt_is_causal, memory_is_causal, **own)
@@ -378,9 +382,23 @@ class Transformer(Module):
             if parameter.ndim > 1:
                 init.xavier_uniform_(parameter)
 
+    def new_cache(self) -> list[DecoderCache]:
+        """An empty cache of each layer of the decoder, for targets that come in pieces.
+
+        The first call with it runs the encoder; later ones take None for the source, or do not look at it.
+
+        >>> import tinyseq as ts
+        >>> model = ts.nn.Transformer(8, 2, 1, 1, 16, dropout=0.0)
+        >>> source, target, cache = ts.random.randn((5, 1, 8)), ts.random.randn((3, 1, 8)), model.new_cache()
+        >>> steps = [model(source, target[t : t + 1], tgt_is_causal=True, cache=cache) for t in range(3)]
+        >>> ts.allclose(ts.concatenate(steps), model(source, target, tgt_is_causal=True), atol=1e-5)
+        True
+        """
+        return self.decoder.new_cache()  # type: ignore[attr-defined]
+
     def __call__(
         self,
-        src: Operand,
+        src: Operand | None,
         tgt: Operand,
         src_mask: Operand | None = None,
         tgt_mask: Operand | None = None,
@@ -391,15 +409,22 @@ class Transformer(Module):
         src_is_causal: bool = False,
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
+        cache: list[DecoderCache] | None = None,
     ) -> Tensor:
         """Sources (S, B, E) and targets (T, B, E) to (T, B, E); the masks are those of the layers.
 
+        ``cache`` is what ``new_cache`` gave: a causal target may then come in pieces, a step at a time when it is generated.
+
         Raises:
-            ShapeError, DTypeError: what :class:`MultiheadAttention` raises.
+            ShapeError, DTypeError, ValueError: what :class:`MultiheadAttention` raises.
         """
-        memory = self.encoder(src, src_mask, src_key_padding_mask, src_is_causal)
+        encoded = cache is not None and all(len(layer.memory) for layer in cache)
+        if src is None and not encoded:
+            raise ValueError("Transformer needs a source, or a cache that has seen one")
+        memory = None if encoded else self.encoder(src, src_mask, src_key_padding_mask, src_is_causal)
         padding = (tgt_key_padding_mask, memory_key_padding_mask)
-        return self.decoder(tgt, memory, tgt_mask, memory_mask, *padding, tgt_is_causal, memory_is_causal)
+        own = {} if cache is None else {"cache": cache}  # a decoder of one's own may not take it
+        return self.decoder(tgt, memory, tgt_mask, memory_mask, *padding, tgt_is_causal, memory_is_causal, **own)
 
     @staticmethod
     def generate_square_subsequent_mask(size: int, dtype: Any = float32) -> Tensor:
