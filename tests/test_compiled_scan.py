@@ -133,3 +133,107 @@ def test_compiled_equals_unrolled(
         assert actual[name].dtype == dtype
     for name in set(actual) - set(expected):
         np.testing.assert_array_equal(actual[name], 0)
+
+
+# --- a memory that every step reads -----------------------------------------------------------------------------------
+
+Read = Callable[[Any, Any, Any], Any]
+
+# From a memory (B, S, H), a query (B, H) and weights to (B, H).
+READS: dict[str, Read] = {
+    "dot": lambda m, q, t: _mix(m, (m @ q[..., None])[..., 0]),
+    "scaled": lambda m, q, t: _mix(m, (m @ (q * t["scale"])[..., None])[..., 0] / q.shape[-1] ** 0.5),
+    "additive": lambda m, q, t: _mix(m, (ts.tanh(m @ t["w0"] + (q @ t["w1"])[:, None, :]) * t["scale"]).sum(-1)),
+    "largest": lambda m, q, t: (m * q[:, None, :]).max(-2),
+    "mean": lambda m, q, t: ts.tanh(m * q[:, None, :]).mean(-2),
+}
+
+
+def _mix(memory: Any, scores: Any) -> Any:
+    return (ts.softmax(scores)[:, None, :] @ memory)[:, 0, :]
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=["numpy", "numba", "array-api-strict"])
+@settings(max_examples=25, deadline=None)
+@given(
+    reads=st.lists(st.sampled_from(sorted(READS)), min_size=1, max_size=2),
+    cell=cells,
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 2, 5, 8]), st.integers(1, 5)),
+    reverse=st.booleans(),
+    masks=st.tuples(st.booleans(), st.booleans()),
+    seed=st.integers(0, 2**31),
+)
+def test_cells_that_read_a_memory(
+    backend: Any, reads: list[str], cell: Any, sizes: Any, reverse: bool, masks: Any, seed: int
+) -> None:
+    """An attention read (B, S, H) within a made-up cell, in float64, with lengths, resets and both directions."""
+    steps, batch, size, slots = sizes
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "h": (batch, size), "c": (batch, size), "x": (steps, batch, size), "w0": (size, size), "w1": (size, size),
+        "joint": (2 * size, size), "scale": (size,), "shift": (1, size), "memory": (batch, slots, size),
+    }  # fmt: skip
+    arrays = {name: 0.7 * rng.standard_normal(shape) for name, shape in shapes.items()}
+    options: dict[str, Any] = {"reverse": reverse}
+    if masks[0]:
+        options["lengths"] = rng.integers(0, steps + 1, batch)
+    if masks[1]:
+        options["resets"] = rng.random((steps, batch)) < 0.3
+
+    def found(unroll: bool) -> dict[str, np.ndarray[Any, Any]]:
+        t = {name: ts.tensor(a, requires_grad=True) for name, a in arrays.items()}
+        inner = make_step(cell, t)
+
+        def step(carry: Any, x: Any) -> Any:
+            for name in reads:
+                x = ts.tanh(x + READS[name](t["memory"], carry["h"], t))
+            return inner(carry, x)
+
+        carry, (y, z) = ts.scan(step, {"h": t["h"], "c": t["c"]}, t["x"], unroll=unroll, **options)
+        (carry["h"].sum() + (carry["c"] * carry["c"]).sum() + (y * z).sum() + y.sum()).backward()
+        values = {"h_T": carry["h"], "c_T": carry["c"], "y": y, "z": z}
+        values |= {f"d{name}": v.grad for name, v in t.items() if v.grad is not None}
+        return {name: v.numpy() for name, v in values.items()}
+
+    with ts.use_backend(backend), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a scan runs on the slower NumPy loop")
+        expected, actual = found(unroll=True), found(unroll=False)
+    for name, wanted in expected.items():
+        scale = max(1.0, float(abs(wanted).max(initial=0)))
+        np.testing.assert_allclose(actual[name] / scale, wanted / scale, atol=1e-10, rtol=0, err_msg=name)
+    for name in set(actual) - set(expected):
+        np.testing.assert_array_equal(actual[name], 0)
+
+
+# --- a scan inside a scan ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=["numpy", "numba", "array-api-strict"])
+@pytest.mark.parametrize("outwards", [False, True])
+@pytest.mark.parametrize("inwards", [False, True])
+@pytest.mark.parametrize("lengths", [None, [3, 0, 2]])
+def test_a_scan_inside_a_scan_with_its_own_lengths_and_direction(
+    backend: Any, outwards: bool, inwards: bool, lengths: list[int] | None
+) -> None:
+    """The inner one becomes a part of the outer one's step; values and gradients are those of both on the tape."""
+    rng = np.random.default_rng(0)
+    arrays = {"xs": (4, 3, 3, 5), "h": (3, 5), "u": (5, 5), "w": (5, 5)}
+
+    def found(unroll: bool) -> list[np.ndarray[Any, Any]]:
+        t = {name: ts.tensor(values[name], requires_grad=True) for name in arrays}
+
+        def outer(h: Any, rows: Any) -> Any:
+            inner = lambda a, x: (ts.tanh(a @ t["u"] + x + h),) * 2
+            last, states = ts.scan(inner, h, rows, reverse=inwards, lengths=lengths, unroll=unroll)
+            h = ts.tanh(last @ t["w"] + states.sum(0))
+            return h, h
+
+        last, ys = ts.scan(outer, t["h"], t["xs"], reverse=outwards, lengths=[4, 2, 0] if lengths else None, unroll=unroll)
+        ((ys * ys).sum() + last.sum()).backward()
+        return [last.numpy(), ys.numpy(), *(v.grad.numpy() for v in t.values())]
+
+    values = {name: 0.7 * rng.standard_normal(shape) for name, shape in arrays.items()}
+    with ts.use_backend(backend), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a scan runs on the slower NumPy loop")
+        for wanted, got in zip(found(unroll=True), found(unroll=False), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-11)

@@ -655,8 +655,8 @@ def test_a_new_number_of_rows_makes_no_new_machine_code(monkeypatch: pytest.Monk
     from tinyseq_numba import region_code
 
     compiled: set[str] = set()
-    original = region_code.compiled
-    monkeypatch.setattr(region_code, "compiled", lambda text, *kind: compiled.add(text) or original(text, *kind))
+    original = region_code.address
+    monkeypatch.setattr(region_code, "address", lambda text, *kind: compiled.add(text) or original(text, *kind))
     f = ts.jit(lambda x, w, b: F.gelu(F.layer_norm(x, w, b)).mean())
     g = ts.jit(lambda x, y: (x * y).tanh() + x)
     with ts.use_backend("numba"):
@@ -926,8 +926,8 @@ def test_numbers_are_no_part_of_the_code(monkeypatch: pytest.MonkeyPatch) -> Non
     from tinyseq_numba import region_code
 
     texts: list[str] = []
-    original = region_code.compiled
-    monkeypatch.setattr(region_code, "compiled", lambda text, *kind: texts.append(text) or original(text, *kind))
+    original = region_code.address
+    monkeypatch.setattr(region_code, "address", lambda text, *kind: texts.append(text) or original(text, *kind))
     g = ts.jit(lambda x, rate: (x - rate * x.sign()) * 2.0)
     x = numbers(40, 20)
     with ts.use_backend("numba"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 import warnings
@@ -15,12 +16,14 @@ import tinyseq as ts
 
 pytest.importorskip("numba")
 import tinyseq_numba
-from tinyseq_numba import machine
+from llvmlite import ir
+from tinyseq_numba import machine, waiting
+from tinyseq_numba import threads as thread_module
 from tinyseq_numba.loop import compile as loops
 from tinyseq_numba.loop import memory
 from tinyseq_numba.loop.compile import pack
 from tinyseq_numba.loop.product import packed_shape, panel_of
-from tinyseq_numba.threads import together
+from tinyseq_numba.threads import run, together
 
 EXACT = {
     "exp": np.exp,
@@ -94,13 +97,17 @@ def test_threads_give_the_same_bits_again_and_nearly_the_same_as_one(monkeypatch
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def forget() -> None:
+    """Machine code that is in memory, and what was said."""
+    for kept in (machine.compiled, machine.address, machine._engine, machine._say_once, loops._pack, waiting._function):
+        kept.cache_clear()
+
+
 def test_a_damaged_or_foreign_kernel_is_compiled_anew_and_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYSEQ_CACHE_DIR", str(tmp_path))
 
     def fresh(size: int) -> list[np.ndarray[Any, Any]]:
-        machine.compiled.cache_clear()
-        loops._pack.cache_clear()
-        machine._say_once.cache_clear()
+        forget()
         from tinyseq.compiler import scan
 
         scan._runners.clear()
@@ -108,7 +115,7 @@ def test_a_damaged_or_foreign_kernel_is_compiled_anew_and_said_once(tmp_path: Pa
 
     wanted = fresh(11)
     files = list((tmp_path / "loops").glob("*.o"))
-    assert len(files) == 3  # forward, backward, and what packs the weights
+    assert len(files) == 4  # forward, backward, what packs the weights, and how threads get their shares
     for a, b in zip(wanted, fresh(11), strict=True):  # from the disk
         np.testing.assert_array_equal(a, b)
     for file in files:
@@ -124,8 +131,7 @@ def test_a_damaged_or_foreign_kernel_is_compiled_anew_and_said_once(tmp_path: Pa
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TINYSEQ_CACHE_DIR", str(tmp_path / "file"))
-    machine.compiled.cache_clear()
-    machine._say_once.cache_clear()
+    forget()
     with pytest.warns(UserWarning, match="cannot be kept in .* set TINYSEQ_CACHE_DIR") as said:
         assert np.isfinite(lstm(size=13)[0]).all()
     assert len(said) == 1
@@ -134,10 +140,10 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, monkeypatc
 def test_an_operation_without_code_falls_back_and_is_named() -> None:
     tinyseq_numba._said.clear()
     x = ts.tensor(np.arange(12.0, dtype=np.float32).reshape(2, 2, 3))
-    with pytest.warns(UserWarning, match="the compiled loop has no code for cumsum"):
-        _, ys = ts.scan(lambda c, v: ((c + v).cumsum(-1), c), ts.zeros((2, 3)), x)
-    np.testing.assert_array_equal(ys.numpy(), [np.zeros((2, 3)), np.cumsum(x.numpy()[0], -1)])
-    ts.scan(lambda c, v: ((c + v).cumsum(-1), c), ts.zeros((5, 3)), ts.zeros((2, 5, 3)))  # of another size: not said again
+    with pytest.warns(UserWarning, match="the compiled loop has no code for flip"):
+        _, ys = ts.scan(lambda c, v: (ts.flip(c + v, -1), c), ts.zeros((2, 3)), x)
+    np.testing.assert_array_equal(ys.numpy(), [np.zeros((2, 3)), x.numpy()[0, :, ::-1]])
+    ts.scan(lambda c, v: (ts.flip(c + v, -1), c), ts.zeros((5, 3)), ts.zeros((2, 5, 3)))  # of another size: not said again
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -273,13 +279,15 @@ def test_a_number_of_each_row_is_not_taken_for_one_of_each_feature() -> None:
 
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "layer norm"])
-@pytest.mark.parametrize(("steps", "batch", "inputs", "hidden"), [(30, 1, 50, 128), (7, 1, 3, 67), (65, 1, 33, 70)])
-def test_threads_share_the_columns_of_one_sequence(
+@pytest.mark.parametrize(
+    ("steps", "batch", "inputs", "hidden"), [(30, 1, 50, 128), (7, 1, 3, 67), (65, 1, 33, 70), (9, 2, 5, 40), (41, 7, 33, 70)]
+)
+def test_threads_share_the_columns_of_products(
     monkeypatch: pytest.MonkeyPatch, kind: str, threads: int, steps: int, batch: int, inputs: int, hidden: int
 ) -> None:
-    shared: list[bool] = []
+    shared: list[int] = []
 
-    def run(count: int) -> list[Any]:
+    def trained(count: int) -> list[Any]:
         ts.manual_seed(1)
         layer = {"LSTM": ts.nn.LSTM, "GRU": ts.nn.GRU, "layer norm": ts.nn.LSTM}[kind](
             inputs, hidden, **({"layer_norm": True} if kind == "layer norm" else {})
@@ -291,31 +299,88 @@ def test_threads_share_the_columns_of_one_sequence(
         assert xs.grad is not None
         return [ys.numpy(), xs.grad.numpy(), *(p.grad.numpy() for p in layer.parameters() if p.grad is not None)]
 
-    def noted(function: Any, shares: Any, *release: Any) -> None:
-        shared.append(bool(release))
-        together(function, shares, *release)
+    def noted(code: int, tables: Any, *release: Any) -> None:
+        shared.append((ctypes.c_int64 * loops.NUMBERS).from_address(tables[0])[-1])  # the parts of the columns
+        run(code, tables, *release)
 
     monkeypatch.setattr(loops, "MANY", 0)
-    monkeypatch.setattr(loops, "together", noted)
-    alone = run(1)
-    assert not any(shared)
-    found, again = run(threads), run(threads)
-    assert sum(shared) == 4
+    monkeypatch.setattr(loops, "LARGE", 0)
+    monkeypatch.setattr(loops, "run", noted)
+    alone = trained(1)
+    assert set(shared) == {1}
+    found, again = trained(threads), trained(threads)
+    assert shared[2:] == [threads] * 4
     for one, other, third in zip(alone, found, again, strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=2e-6 * np.abs(one).max())
         np.testing.assert_array_equal(other, third)
 
 
-def test_an_interruption_lets_threads_go_that_wait_for_the_first() -> None:
-    gate = threading.Event()
+def machine_code(write: Any) -> int:
+    """The address of ``share(pointer)``, which does what ``write(b, words)`` says; ``words(i)`` is its i-th 64-bit word."""
+    module = ir.Module("share")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.PointerType()]), "share")
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    write(b, lambda i: b.gep(function.args[0], [waiting.I64(i)], source_etype=waiting.I64))
+    b.ret_void()
+    return machine.address(str(module), "share")
 
-    def share(number: int) -> None:
-        if number == 0:
-            raise KeyboardInterrupt
-        assert gate.wait(10)
 
+def test_an_interruption_lets_threads_go_that_wait_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(b: Any, words: Any) -> None:
+        waiting.wait_until(
+            b, lambda: b.icmp_signed("!=", b.load_atomic(words(0), "acquire", 8, typ=waiting.I64), waiting.I64(0))
+        )
+        b.store(waiting.I64(7), words(1))
+
+    def interrupted(code: int, arguments: int) -> None:
+        raise KeyboardInterrupt
+
+    gate = np.zeros(2, np.int64)
+    monkeypatch.setattr(thread_module, "call", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        together(share, [(0,), (1,)], gate.set)
+        run(machine_code(wait), [gate.ctypes.data] * 2, lambda: gate[:1].fill(1))
+    assert gate[1] == 7  # the other has run to its end
+
+
+def test_threads_that_look_and_threads_that_sleep_get_every_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(b: Any, words: Any) -> None:
+        b.atomic_rmw("add", words(0), waiting.I64(1), "seq_cst")
+
+    code, counters = machine_code(count), np.zeros((3, 8), np.int64)
+    pointers = [counters[i].ctypes.data for i in range(3)]
+    python = [0, 0, 0]
+
+    def add(i: int) -> None:
+        python[i] += 1
+
+    rng = np.random.default_rng(0)
+    for turn in range(3000):
+        if turn % 3 == 2:
+            together(add, [(0,), (1,), (2,)])
+        else:
+            run(code, pointers)
+        if turn % 7 == 0:  # some sleep by then, some are about to, some look
+            time.sleep(rng.choice([0, 2e-4, 6e-4, 1e-3]))
+    assert counters[:, 0].tolist() == [2000] * 3
+    assert python == [1000] * 3
+
+
+def test_two_callers_at_once_get_their_own_shares() -> None:
+    def count(b: Any, words: Any) -> None:
+        b.atomic_rmw("add", words(0), waiting.I64(1), "seq_cst")
+
+    code, counters = machine_code(count), np.zeros((2, 2, 8), np.int64)
+
+    def call(caller: int) -> None:
+        for _ in range(2000):
+            run(code, [counters[caller, i].ctypes.data for i in (0, 1)])
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in (0, 1)]
+    for each in callers:
+        each.start()
+    for each in callers:
+        each.join()
+    assert (counters[:, :, 0] == 2000).all()
 
 
 def test_a_batch_of_no_rows() -> None:

@@ -20,6 +20,7 @@ from tinyseq.compiler import passes
 from tinyseq.compiler.passes import (
     common_subexpressions,
     dead_code,
+    factor_sums,
     fold,
     join_slices,
     merge_products,
@@ -615,6 +616,74 @@ class TestSplitSums:
         )
 
 
+class TestFactorSums:
+    def test_what_a_row_is_multiplied_by_waits_for_its_sum(self) -> None:
+        becomes(
+            factor_sums,
+            """
+            graph (x: float32[2,3], c: float32[2,1]) {
+              a: float32[2,3] = neg(x)
+              b: float32[2,3] = div(a, c)
+              d: float32[2,3] = mul(0.5, b)
+              e: float32[2,1] = sum(d, axis=(-1,), keepdims=True)
+            } -> (e)
+            """,
+            """
+            graph (x: float32[2,3], c: float32[2,1]) {
+              a: float32[2,1] = sum(x, axis=(-1,), keepdims=True)
+              b: float32[2,1] = neg(a)
+              d: float32[2,1] = div(b, c)
+              e: float32[2,1] = mul(0.5, d)
+            } -> (e)
+            """,
+        )
+
+    def test_what_is_added_twice_is_doubled_where_it_has_one_number_a_row(self) -> None:
+        becomes(
+            factor_sums,
+            """
+            graph (x: float32[2,3], y: float32[2,3], c: float32[2,1]) {
+              a: float32[2,3] = mul(c, x)
+              b: float32[2,3] = add(y, a)
+              d: float32[2,3] = add(b, a)
+            } -> (d)
+            """,
+            """
+            graph (x: float32[2,3], y: float32[2,3], c: float32[2,1]) {
+              a: float32[2,1] = mul(c, 2)
+              b: float32[2,3] = mul(a, x)
+              d: float32[2,3] = add(y, b)
+            } -> (d)
+            """,
+        )
+
+    @pytest.mark.parametrize(
+        ("operation", "keepdims"),
+        [("mul(x, g)", True), ("div(c, x)", True), ("div(x, c)", False), ("add(x, c)", True), ("mul(x, x)", True)],
+    )
+    def test_what_differs_from_column_to_column_stays(self, operation: str, keepdims: bool) -> None:
+        stays(
+            factor_sums,
+            f"""
+            graph (x: float32[2,3], c: float32[2,1], g: float32[3]) {{
+              a: float32[2,3] = {operation}
+              b: float32[{"2,1" if keepdims else "2"}] = sum(a, axis=(-1,), keepdims={keepdims})
+            }} -> (b)
+            """,
+        )
+
+    def test_what_another_reads_stays(self) -> None:
+        stays(
+            factor_sums,
+            """
+            graph (x: float32[2,3], c: float32[2,1]) {
+              a: float32[2,3] = div(x, c)
+              b: float32[2,1] = sum(a, axis=(-1,), keepdims=True)
+            } -> (a, b)
+            """,
+        )
+
+
 class TestSplitColumns:
     JOINT = """
         graph (dz: float32[2,8], dy: float32[2,3]; w: float32[8,5]) {
@@ -928,7 +997,7 @@ def split_half(graph: Graph) -> Graph:
     return split_columns(graph, graph.outputs[::2])
 
 
-SUMMED = [split_products, split_sums, split_half, merge_products, simplify]
+SUMMED = [split_products, split_sums, factor_sums, split_half, merge_products, simplify]
 MORE = {
     "fold": ["move", "binary", "join"],
     "join_slices": ["spread"],
@@ -936,6 +1005,7 @@ MORE = {
     "common_subexpressions": ["again"],
     "split_products": ["join", "product"],
     "split_sums": ["join", "unary"],
+    "factor_sums": ["unary", "binary"],
     "split_half": ["product", "cut"],
     "merge_products": ["product"],
     "simplify": ["spread", "cut", "product"],

@@ -48,7 +48,6 @@ def test_token_ids_are_looked_up_inside_the_step(backend: Any) -> None:
     both_ways(lambda h, i: (ts.tanh(h @ w + table[i]), h), leaf(B, E), ids, [table, w])
 
 
-@pytest.mark.filterwarnings("ignore:a scan runs on the slower NumPy loop")
 def test_ids_that_the_step_chooses_itself(backend: Any) -> None:
     """As a greedy decoder does: the carry holds the last token."""
     ts.manual_seed(2)

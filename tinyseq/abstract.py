@@ -14,12 +14,13 @@ __all__ = ["Abstract", "Tracer"]
 
 
 class Abstract:
-    """What is known before there are numbers: a shape, a dtype, and who traces."""
+    """What is known before there are numbers: a shape, a dtype, who traces, and the how manyeth value of the trace it is."""
 
-    __slots__ = ("dtype", "shape", "tracer")
+    __slots__ = ("dtype", "number", "shape", "tracer")
 
-    def __init__(self, tracer: Tracer, shape: tuple[int, ...], dtype: Any) -> None:
+    def __init__(self, tracer: Tracer, shape: tuple[int, ...], dtype: Any, number: int = 0) -> None:
         self.tracer = tracer
+        self.number = number
         self.shape = shape
         self.dtype = dtype
 

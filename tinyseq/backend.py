@@ -58,8 +58,9 @@ class Backend:
         fused: functions of ``tinyseq.fused`` that this backend computes in one pass, by name.
         fuses: which equations its loops can run beside the carry, see ``tinyseq.compiler.fuse``; None if they take a step
             alone.
-        recomputes: whether elementwise work is better done again than kept for a gradient, since ``compile_graph`` makes one
-            pass over memory of it.
+        sums_products: whether they also add up there the products that give the gradient of a weight.
+        recomputes: whether elementwise work is better done again than kept for a gradient, since compiled code makes one
+            pass over memory of it; such work is also cut to the columns of one gate each.
         generator_family: backends that name the same family share one random generator, so that the same seed
             gives the same numbers on each.
         dlpack_devices: the kinds of device, by DLPack's numbers, whose arrays this library takes as they are; 1 is the host.
@@ -71,6 +72,7 @@ class Backend:
     install: ClassVar[str] = ""
     generator_family: ClassVar[str]
     recomputes: ClassVar[bool] = False
+    sums_products: ClassVar[bool] = True
     dlpack_devices: ClassVar[tuple[int, ...]] = (1,)
     xp: Any
     fuses: Fuses | None = None

@@ -74,6 +74,7 @@ class Node:
         shape: tuple[int, ...],
         dtype: Any,
         scope: Scope | None,
+        pull: Any = None,
     ) -> None:
         self.serial = next_serial()
         self.primitive = primitive
@@ -85,8 +86,10 @@ class Node:
         self.dtype = dtype
         self.scope = scope
         self.extra: dict[str, Any] | None = None
-        mask = sum(1 << i for i, parent in enumerate(parents) if parent is not None)
-        self.pull = primitive.plan(mask | 1 << len(parents))[2]
+        if pull is None:
+            mask = sum(1 << i for i, parent in enumerate(parents) if parent is not None)
+            pull = primitive.plan(mask | 1 << len(parents))[2]
+        self.pull = pull
 
     def __repr__(self) -> str:
         return f"<node {self.serial}: {self.primitive.name} {self.shape}>"

@@ -121,9 +121,12 @@ def apply(primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any] 
 
 def _backend_for(primitive: Primitive, inputs: tuple[Any, ...]) -> Backend:
     """The one backend that all the inputs' arrays belong to."""
-    tracers = [x.data.tracer for x in inputs if isinstance(x, Tensor) and isinstance(x.data, Abstract)]
-    if tracers:
-        return max(tracers, key=lambda tracer: tracer.level)
+    inner: Tracer | None = None  # of traces within traces
+    for x in inputs:
+        if isinstance(x, Tensor) and type(x.data) is Abstract and (inner is None or x.data.tracer.level > inner.level):
+            inner = x.data.tracer
+    if inner is not None:
+        return inner
     if isinstance(staging := current_mode().backend, Tracer):  # a jit takes in what has numbers too: they may change
         return staging
     found = {type(x.data): backend_of(x.data) for x in inputs if isinstance(x, Tensor)}

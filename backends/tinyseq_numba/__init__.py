@@ -40,6 +40,7 @@ class NumbaBackend(NumpyBackend):
     name: ClassVar[str] = "numba"
     install: ClassVar[str] = "pip install 'tinyseq[numba]'"
     recomputes: ClassVar[bool] = True
+    sums_products: ClassVar[bool] = True
 
     def __init__(self) -> None:
         try:
@@ -73,13 +74,20 @@ class NumbaBackend(NumpyBackend):
         from tinyseq_numba.loop.layout import Unsupported
 
         try:
-            return compile_step(step)
+            return compile_step(step, self._rows_apart)
         except Unsupported as reason:
             if step.before or step.after or step.sums:
                 raise CannotFuse(str(reason)) from reason
             debug.show("time", f"fell back to NumPy's loop: there is no code for {reason}")
             _say_once(str(reason))
             return super().compile_loop(step)
+
+    def _rows_apart(self, step: Step) -> Callable[..., tuple[list[Array], list[Array], list[Array], list[Array]]]:
+        """The loop operation by operation, for a call in which one row looks at another."""
+        from tinyseq.compiler.interpret import interpreted
+
+        _say_once("an index whose rows are not 0, 1, 2 ...")
+        return interpreted(step, self)
 
     def compile_graph(self, graph: Graph) -> Callable[..., list[Array]]:
         """Elementwise work and reductions of rows as machine code, one pass over memory each; the rest as on NumPy."""

@@ -16,7 +16,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import platformdirs
 
-__all__ = ["Function", "compiled"]
+__all__ = ["Function", "address", "compiled"]
 
 Function = Callable[..., None]
 FORMAT = 3  # of the kept files
@@ -37,8 +37,20 @@ _engines: list[Any] = []  # for ever: LLVM crashes when an engine that was given
 
 
 @cache
-def compiled(text: str, name: str, *kinds: Any) -> Function:
+def compiled(text: str, name: str, *kinds: Any, returns: Any = None) -> Any:
     """The compiled function of a module; it takes arguments of these types."""
+    return ctypes.CFUNCTYPE(returns, *kinds)(address(text, name))  # releases the interpreter's lock
+
+
+@cache
+def address(text: str, name: str) -> int:
+    """Where a compiled function of a module begins."""
+    return int(_engine(text).get_function_address(name))
+
+
+@cache
+def _engine(text: str) -> Any:
+    """A module's machine code, ready to run."""
     machine, description = _machine()
     path = _folder() / f"{hashlib.sha256(f'{FORMAT} {description} {text}'.encode()).hexdigest()[:40]}.o"
     code = _read(path)
@@ -54,9 +66,8 @@ def compiled(text: str, name: str, *kinds: Any) -> Function:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    kind = ctypes.CFUNCTYPE(None, *kinds)  # releases the interpreter's lock
     _engines.append(engine)
-    return kind(engine.get_function_address(name))
+    return engine
 
 
 # --- machine code on the disk -----------------------------------------------------------------------------------------

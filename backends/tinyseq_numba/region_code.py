@@ -26,8 +26,8 @@ from tinyseq.compiler.straight import Call, call_of, runner
 from tinyseq.graph import Equation, Graph, Names, Operand, Var
 from tinyseq_numba.loop.product import lanes_of, loop
 from tinyseq_numba.loop.vectors import FLOATS, I8, I32, I64, SUPPORTED, Vectors, compute
-from tinyseq_numba.machine import compiled
-from tinyseq_numba.threads import threads, together
+from tinyseq_numba.machine import address
+from tinyseq_numba.threads import run, threads
 
 if TYPE_CHECKING:
     from tinyseq.backend import Backend
@@ -39,6 +39,7 @@ F64 = np.dtype("float64")
 FIRST = {"sum": 0.0, "max": -math.inf, "min": math.inf}
 LEAST = 8.0  # calls of NumPy that take as long as one of machine code
 CUT = 2048  # columns of a row where any cut will do
+NUMBERS = 3  # that a kernel's table begins with: the first row, the one after the last, the columns
 WORK = 1 << 19  # elements times operations that are worth a thread
 
 
@@ -91,10 +92,11 @@ class _Kernel:
 
     def _write(self) -> str:
         module = ir.Module("tinyseq_region")
-        kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64, ir.PointerType()])
-        function = ir.Function(module, kind, "region")
-        first, last, self.columns, self.table = function.args
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.PointerType()]), "region")
+        (table,) = function.args
         self.b = b = ir.IRBuilder(function.append_basic_block("entry"))
+        first, last, self.columns = (b.load(b.gep(table, [I64(i)], source_etype=I64), typ=I64) for i in range(NUMBERS))
+        self.table = b.gep(table, [I64(NUMBERS)], source_etype=I64)
         region = self.region
         floats = [v.dtype for e in region.equations for v in (*e.vars, e.output) if v.dtype.kind == "f"]
         self.lanes = lanes_of(min(floats, key=lambda dtype: dtype.itemsize, default=np.dtype("float32")))
@@ -251,7 +253,7 @@ class RegionFunction:
         kernel = _Kernel(region)
         debug.show("source", "LLVM", kernel.text)
         with debug.timed("compiled a region"):
-            self.function = compiled(kernel.text, "region", *[ctypes.c_int64] * 3, ctypes.c_void_p)
+            self.code = address(kernel.text, "region")
         size = math.prod(region.space)
         self.flat = region.flat
         self.rows, self.columns = (max(1, size // CUT), min(CUT, size)) if self.flat else region.space
@@ -265,7 +267,7 @@ class RegionFunction:
         # From the first whole row to what is left over, in bytes.
         steps = [v.dtype.itemsize * (region.roles[v] == "full") for v in (*region.reads, *region.writes)]
         self.shifts = [*[0] * len(self.numbers), *[step * self.rows * self.columns for step in steps]]
-        words = len(self.shifts) + len(self.totals) + len(self.scratch) + sum(self.full)
+        words = NUMBERS + len(self.shifts) + len(self.totals) + len(self.scratch) + sum(self.full)
         self.table = ctypes.c_int64 * words
 
     def __call__(self, *arrays: Array) -> list[Array]:
@@ -289,19 +291,16 @@ class RegionFunction:
             words.append(_address(laid[i]))
         words += map(_address, written)
         own = [(_address(a), a.strides[0]) for a in (*totals, *scratch)]
-        if shares == 1:
-            table = self.table(*words, *[at for at, _ in own], *distances)
-            self.function(0, self.rows, self.columns, table)
-        else:
-            jobs = []
-            for share in range(shares):
-                first, last = (self.rows * (share + i) // shares for i in (0, 1))
-                table = self.table(*words, *[at + share * stride for at, stride in own], *distances)
-                jobs.append((first, last, self.columns, table))
-            together(self.function, jobs)
+        tables = []
+        for share in range(shares):
+            first, last = (self.rows * (share + i) // shares for i in (0, 1))
+            places = [at + share * stride for at, stride in own]
+            tables.append(self.table(first, last, self.columns, *words, *places, *distances))
+        run(self.code, list(map(ctypes.addressof, tables)))
         if self.rest:
             left = [word + shift for word, shift in zip(words, self.shifts, strict=True)]
-            self.function(0, 1, self.rest, self.table(*left, *[at for at, _ in own], *distances))
+            table = self.table(0, 1, self.rest, *left, *[at for at, _ in own], *distances)
+            run(self.code, [ctypes.addressof(table)])
         sums = [t.sum(0).astype(dtype).reshape(shape) for t, (shape, dtype, _) in zip(totals, self.totals, strict=True)]
         return [*sums, *written]
 

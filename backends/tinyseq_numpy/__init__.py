@@ -13,6 +13,7 @@ import numpy as np
 from tinyseq.array_api import fill_key, full_permutation
 from tinyseq.backend import Backend
 from tinyseq_numpy.attention import Attention
+from tinyseq_numpy.loop import fuses
 
 if TYPE_CHECKING:
     from tinyseq.compiler.loop import Step
@@ -133,12 +134,14 @@ class NumpyBackend(Backend):
     name: ClassVar[str] = "numpy"
     install: ClassVar[str] = "pip install numpy"
     generator_family: ClassVar[str] = "numpy"
+    sums_products: ClassVar[bool] = False
     xp = np
     array_type = np.ndarray
 
     def __init__(self) -> None:
         super().__init__()
         self.fused = {"attention": Attention()}
+        self.fuses = fuses
 
     def overrides(self) -> dict[str, Callable[..., Any]]:
         """NumPy takes numbers beside arrays as they are, so its ufuncs serve directly."""

@@ -19,7 +19,7 @@ __all__ = ["Fuses", "fuse"]
 Fuses = Callable[[Equation, frozenset[Var]], bool]
 
 
-def fuse(plan: Plan, asked: Iterable[Var], fuses: Fuses) -> Plan:
+def fuse(plan: Plan, asked: Iterable[Var], fuses: Fuses, products: bool = True) -> Plan:
     """The plan with as much as possible within its step.
 
     Args:
@@ -27,6 +27,7 @@ def fuse(plan: Plan, asked: Iterable[Var], fuses: Fuses) -> Plan:
         asked: the values at every step that are read when the plan has run.
         fuses: ``fuses(equation, stacked)``: whether the backend runs it within the loop, where ``stacked`` are the values
             that differ from step to step.
+        products: whether it also adds up products in the loop, where the gradient of a weight grows step by step.
     """
     asked = set(asked)
     # Values of the plan, by the names that they have within the step.
@@ -40,7 +41,7 @@ def fuse(plan: Plan, asked: Iterable[Var], fuses: Fuses) -> Plan:
     sums: list[Total] = []
     totals: list[Total] = []
     for total in plan.totals:
-        grown = _within(total, made_after, left, plan.stacked, batch)
+        grown = _within(total, made_after, left, plan.stacked, batch) if products or total.kind != "product" else None
         if grown is None:
             totals.append(total)
         else:

@@ -28,6 +28,8 @@ def interpreted(step: Step, backend: Backend) -> Callable[..., tuple[list[Array]
         """What one step adds."""
         if total.kind == "product":
             return ops.matmul(ops.permute(inputs[0], axes=(-1, -2)), inputs[1])
+        if total.kind == "each":
+            return inputs[0]
         return ops.reshape(ops.sum(inputs[0], axis=(-2,), keepdims=False), shape=total.var.shape)
 
     def loop(

@@ -379,7 +379,8 @@ class _Program:
             if out not in needed or out in at_hand:
                 continue
             cheap = name in ELEMENTWISE and (name not in COSTLY or (name == "power" and e.inputs[1] == 2))
-            if out not in own or is_view(e) or (cheap and self.backend.recomputes and out not in in_memory):
+            free = is_view(e) or name == "positions"
+            if out not in own or free or (cheap and self.backend.recomputes and out not in in_memory):
                 again.append(e)
                 needed.update(e.vars)
                 if out in in_memory or name not in ONE_PASS:

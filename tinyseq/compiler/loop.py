@@ -33,8 +33,8 @@ FlatStep = Callable[..., tuple[Sequence[Any], Sequence[Any]]]
 
 LINEAR = frozenset(("add", "sub", "neg", "reshape", "permute", "concatenate", "flip"))
 VIEWS = frozenset(("reshape", "permute", "broadcast_to", "getitem"))
-FUSABLE = ELEMENTWISE | {"concatenate"}
-CHEAP = ARITHMETIC | {"concatenate", "div", "sqrt"}
+FUSABLE = ELEMENTWISE | {"concatenate", "positions"}
+CHEAP = ARITHMETIC | {"concatenate", "div", "sqrt", "positions"}
 
 
 def is_view(e: Equation) -> bool:
@@ -166,6 +166,7 @@ def open_body(step: FlatStep, carry: Sequence[Any], xs: Sequence[Any]) -> Opened
     """
     tracer = _Step()
     arguments = [tracer.new(x.shape, x.dtype) for x in (*carry, *xs)]
+    tracer.follow()
     with mode.changed(recording=True, tracing=True):
         after, ys = step(*arguments)
         outputs = [tracer.inside(as_tensor(y)) for y in (*after, *ys)]
@@ -173,7 +174,7 @@ def open_body(step: FlatStep, carry: Sequence[Any], xs: Sequence[Any]) -> Opened
     return Opened(tracer, arguments, outputs)
 
 
-def differentiate(opened: Opened, carries: int, wanted: Sequence[bool], watch: bool = False) -> Body:
+def differentiate(opened: Opened, carries: int, wanted: Sequence[bool], watch: bool = False, one_pass: bool = True) -> Body:
     """A traced body and its gradient, in one graph.
 
     Args:
@@ -181,11 +182,12 @@ def differentiate(opened: Opened, carries: int, wanted: Sequence[bool], watch: b
         carries: how many parts the carry has.
         wanted: for carry, x and what was closed over: whether its gradient is asked for.
         watch: hand out the squared gradient of the state that each step leaves.
+        one_pass: whether elementwise work will be one pass over memory.
     """
     tracer, arguments, outputs = opened.tracer, opened.arguments, opened.outputs
     plain = opened.traced
     if not any(wanted):
-        return Body(simplify(plain.graph), carries, len(arguments) - carries, len(outputs) - carries, plain.closed)
+        return Body(simplify(plain.graph, one_pass), carries, len(arguments) - carries, len(outputs) - carries, plain.closed)
     closed_before = [inner for _, inner in tracer.closed.values()]
     with mode.changed(recording=True, tracing=True):
         cotangents = [tracer.new(y.shape, y.dtype) for y in outputs]
@@ -208,7 +210,7 @@ def differentiate(opened: Opened, carries: int, wanted: Sequence[bool], watch: b
             squares.append((exact * exact).sum(-1) if exact.ndim else exact * exact)
     traced = graph_of(tracer, [*arguments, *cotangents], [*outputs, *gradients, *squares])
     inputs, ys = len(arguments) - carries, len(outputs) - carries
-    return Body(simplify(traced.graph), carries, inputs, ys, traced.closed, tuple(sorted(left)))
+    return Body(simplify(traced.graph, one_pass), carries, inputs, ys, traced.closed, tuple(sorted(left)))
 
 
 @dataclass(frozen=True)
@@ -347,6 +349,7 @@ def _plan(
     closed: Iterable[Var],
     outputs: Iterable[Var],
     sums: Sequence[Var] = (),
+    one_pass: bool = True,
 ) -> Plan:
     """Split straight-line equations by time.
 
@@ -357,7 +360,10 @@ def _plan(
         closed: values that stay the same.
         outputs: values that are asked for at every step.
         sums: values whose sum over all steps is asked for.
+        one_pass: whether elementwise work in the loop is one pass over memory; else each operation that need not be there is
+            a call a step too many.
     """
+    equations = _own_positions(equations)
     totals, once = _totals(equations, sums, _reachable(equations, (*carry, *stacks)))
     asked = {*outputs, *(v for total in totals for v in total.inputs or (total.var,))}
     needed = _reaching(equations, (*new_carry, *asked))
@@ -380,7 +386,7 @@ def _plan(
         if e.output in from_carry and any(c.output in inside for c in consumers.get(e.output, ())):
             inside.add(e.output)
     # Elementwise work that only the loop uses is fused into it, rather than written to memory and read again.
-    for e in reversed(equations):
+    for e in reversed(equations) if one_pass else ():
         users = consumers.get(e.output, ())
         if (
             e.output in timed
@@ -406,7 +412,7 @@ def _plan(
             for w in made[v].vars:
                 take(w)
 
-    for e in equations:
+    for e in equations if one_pass else ():
         if e.output in from_carry and e.primitive.name in FUSABLE and all(map(at_hand, e.vars)):
             take(e.output)
 
@@ -433,7 +439,8 @@ def _plan(
     slices = tuple(v for v in outer if v in used)
     same = tuple(v for v in (*closed, *(e.output for e in fixed)) if v in used)
     graph = Graph((*carry, *slices), tuple(loop), (*new_carry, *written), same)
-    merged = narrow(merge_products(graph))
+    merged = merge_products(graph)
+    merged = narrow(merged) if one_pass else merged
     # Weights that were joined are joined once, not at every step.
     moved, rest = _hoist(merged)
     graph = Graph(merged.inputs, rest, merged.outputs, (*merged.closed, *(e.output for e in moved)))
@@ -449,6 +456,17 @@ def _plan(
         tuple(written),
         frozenset(timed),
     )
+
+
+def _own_positions(equations: Sequence[Equation]) -> list[Equation]:
+    """With positions for each reader anew, on its side of the split: they cost nothing, and a stack of them tells nothing."""
+    made = {e.output: e for e in equations if e.primitive.name == "positions"}
+    result: list[Equation] = []
+    for e in equations:
+        own = {v: replace(made[v], output=Var(v.shape, v.dtype)) for v in e.vars if v in made}
+        result += own.values()
+        result.append(e.with_inputs([own[x].output if x in own else x for x in e.inputs]) if own else e)
+    return result
 
 
 def _totals(
@@ -540,13 +558,17 @@ def _only_used(graph: Graph) -> tuple[Var, ...]:
     return tuple(v for v in graph.closed if v in used)
 
 
-def kept_of(body: Body, backward: Sequence[Equation], forward: Sequence[Equation]) -> tuple[list[Var], list[Equation]]:
+def kept_of(
+    body: Body, backward: Sequence[Equation], forward: Sequence[Equation], one_pass: bool = True
+) -> tuple[list[Var], list[Equation]]:
     """What the backward pass needs of the forward one: the values to keep, and the equations to run again.
 
-    Arithmetic is run again, for it takes less time than to write a value and read it, and so is any elementwise work whose
-    inputs are at hand anyway; the results of products, reductions and costly functions are kept.
+    Where elementwise work is not one pass over memory, views alone are taken again, and what the outputs do not need is left
+    to the gradient. Otherwise arithmetic is run again, for it takes less time than to write a value and read it, and so is
+    any elementwise work whose inputs are at hand anyway; the results of products, reductions and costly functions are kept.
     """
     made = {e.output: e for e in forward}
+    own = _reaching(forward, (*body.new_carry, *body.y))
     carried = {v for v in body.new_carry if isinstance(v, Var)}
     at_hand: set[Var] = {*body.carry, *body.x, *body.joint.closed, *carried}
     timed = _reachable(forward, (*body.carry, *body.x))  # the rest runs once, so it may as well run again
@@ -558,8 +580,8 @@ def kept_of(body: Body, backward: Sequence[Equation], forward: Sequence[Equation
             return
         e = made[v]
         name = e.primitive.name
-        cheap = v not in timed or name in CHEAP or is_view(e)
-        if cheap or (name in ELEMENTWISE and all(w in at_hand for w in e.vars)):
+        cheap = v not in timed or is_view(e) or (name in CHEAP if one_pass else v not in own or name == "positions")
+        if cheap or (one_pass and name in ELEMENTWISE and all(w in at_hand for w in e.vars)):
             again.add(v)
             for w in e.vars:
                 need(w)
@@ -592,15 +614,20 @@ class Program:
         return f"FORWARD\n{self.forward.text(names)}\n\nBACKWARD\n{self.backward.text(names)}"
 
 
-def program(body: Body) -> Program:
-    """Both plans of a body, with what the backward pass needs kept."""
+def program(body: Body, one_pass: bool = True) -> Program:
+    """Both plans of a body, with what the backward pass needs kept.
+
+    Args:
+        body: a step and its gradient.
+        one_pass: whether elementwise work will be one pass over memory.
+    """
     carried = (*body.new_carry, *body.gradients[: body.carries])
     body = replace(body, joint=split_columns(body.joint, carried).check())
     equations = body.joint.equations
     from_cotangents = _reachable(equations, body.cotangents)
     forward = [e for e in equations if e.output not in from_cotangents]
     backward = [e for e in equations if e.output in from_cotangents]
-    kept, again = kept_of(body, backward, forward)
+    kept, again = kept_of(body, backward, forward, one_pass)
     timed = _reachable(forward, (*body.carry, *body.x))
     read = {v for e in (*backward, *again) for v in e.vars}
     histories = [v for v in (*body.carry, *body.new_carry) if isinstance(v, Var) and v in read]
@@ -610,7 +637,7 @@ def program(body: Body) -> Program:
     inputs, weights = body.gradients[body.carries : body.carries + body.xs], body.gradients[body.carries + body.xs :]
     return Program(
         body,
-        _plan(forward, body.carry, body.new_carry, body.x, body.joint.closed, outputs),
+        _plan(forward, body.carry, body.new_carry, body.x, body.joint.closed, outputs, (), one_pass),
         _plan(
             [*again, *backward],
             body.cotangents[: body.carries],
@@ -619,6 +646,7 @@ def program(body: Body) -> Program:
             body.joint.closed,
             [v for v in (*inputs, *body.squares) if isinstance(v, Var)],
             [v for v in weights if isinstance(v, Var)],
+            one_pass,
         ),
     )
 
@@ -626,8 +654,11 @@ def program(body: Body) -> Program:
 # --- running an equation for all steps at once ------------------------------------------------------------------------
 
 BY_AXIS = frozenset(
-    ("sum", "max", "min", "all", "any", "argmax", "argmin", "argsort", "cumsum", "flip", "permute", "concatenate", "pad")
-)
+    (
+        "sum", "max", "min", "all", "any", "argmax", "argmin", "argsort", "positions", "cumsum", "flip", "permute",
+        "concatenate", "pad",
+    )
+)  # fmt: skip
 
 
 def can_lift(e: Equation) -> bool:
@@ -705,5 +736,7 @@ def _lifted_index(ops: Any, e: Equation, operands: Sequence[Any], times: Sequenc
     indices = [
         _aligned(ops, i, v, rank, steps) if timed else i for i, v, timed in zip(indices, e.inputs[1:], times[1:], strict=True)
     ]
-    which = ops.reshape(ops.arange(steps), shape=(steps, *(1,) * rank))
+    one_step = (*(1,) * (rank - len(indices[0].shape)), *indices[0].shape)
+    like = indices[0] if times[1] else ops.broadcast_to(indices[0], shape=(steps, *one_step))
+    which = ops.positions(like, axis=-rank - 1)
     return run(x, which, *indices, key=(INDEX, *key), **shape)

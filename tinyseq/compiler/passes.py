@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = [
     "ELEMENTWISE",
     "common_subexpressions",
     "dead_code",
+    "factor_sums",
     "fold",
     "join_slices",
     "merge_products",
@@ -378,6 +380,64 @@ def split_sums(graph: Graph) -> Graph:
     return dead_code(rewrite(graph, rule))
 
 
+def factor_sums(graph: Graph) -> Graph:
+    """What all numbers of a row are multiplied by waits for the row's sum: ``sum(-x / c)`` is ``-sum(x) / c``.
+
+    And a term that is added twice (the gradient of ``x * x``) is doubled where it has one number a row:
+    ``(a + r * x) + r * x`` is ``a + (2 * r) * x``.
+    """
+    made: dict[Var, Equation] = {}
+    uses = Counter(v for e in graph.equations for v in e.vars)
+    uses.update(v for v in graph.outputs if isinstance(v, Var))
+
+    def row(x: Operand, shape: tuple[int, ...]) -> bool:
+        return isinstance(x, Var) and len(x.shape) == len(shape) and x.shape[-1] == 1 != shape[-1]
+
+    def peeled(x: Operand, keepdims: bool) -> tuple[Operand, Equation, int] | None:
+        """Without its last factor: what is left, the operation, and which of its inputs that is."""
+        e = made.get(x) if isinstance(x, Var) and uses[x] == 1 else None
+        if e is None or e.primitive.name not in ("neg", "mul", "div"):
+            return None
+        for place in (0,) if e.primitive.name != "mul" else (0, 1):
+            rest = e.inputs[place]
+            others = [y for i, y in enumerate(e.inputs) if i != place]
+            known = isinstance(rest, Var) and (rest.shape, rest.dtype) == (e.output.shape, e.output.dtype)
+            if known and all(not isinstance(y, Var | bool) or (keepdims and row(y, e.output.shape)) for y in others):
+                return rest, e, place
+        return None
+
+    def rule(e: Equation, emit: Emit) -> Operand | None:
+        made[e.output] = e
+        if e.output.dtype.kind != "f":
+            return None
+        if e.primitive.name == "sum" and e.params["axis"] == (-1,):
+            core = e.inputs[0]
+            factors: list[tuple[Equation, int]] = []
+            while found := peeled(core, e.params["keepdims"]):
+                core, *_ = found
+                factors.append(found[1:])
+            if not factors:
+                return None
+            total: Var = emit("sum", core, **e.params)
+            for by, place in reversed(factors):
+                total = emit(by.primitive.name, *[total if i == place else y for i, y in enumerate(by.inputs)])
+            return total
+        if e.primitive.name == "add":
+            if not all(isinstance(x, Var) for x in e.inputs):
+                return None
+            first, term = e.vars
+            inner, product = (made.get(first), made.get(term))
+            if inner is None or inner.primitive.name != "add" or inner.inputs[1] is not term or inner.inputs[0] is term:
+                return None
+            if uses[first] == 1 and uses[term] == 2 and product is not None and product.primitive.name == "mul":
+                factor, x = product.inputs if row(product.inputs[0], e.output.shape) else product.inputs[::-1]
+                if row(factor, e.output.shape):
+                    return emit("add", inner.inputs[0], emit("mul", emit("mul", factor, 2), x))
+        return None
+
+    return dead_code(rewrite(graph, rule))
+
+
 def split_products(graph: Graph) -> Graph:
     """``concatenate(a, b) @ W`` is ``a @ W[:n] + b @ W[n:]``: as the textbooks write a cell, as fast as the other way."""
     parts: dict[Operand, list[tuple[Operand, int]]] = {}  # of what was put together, with the columns of each
@@ -485,6 +545,7 @@ SIMPLIFY = (
     split_products,
     fold,
     common_subexpressions,
+    factor_sums,
     join_slices,
     narrow,
     split_sums,
@@ -494,8 +555,15 @@ SIMPLIFY = (
 )
 
 
-def simplify(graph: Graph) -> Graph:
-    """All passes that hold whatever the graph is for, in order; the graph is checked after each."""
+def simplify(graph: Graph, one_pass: bool = True) -> Graph:
+    """All passes that hold whatever the graph is for, in order; the graph is checked after each.
+
+    Args:
+        graph: what is computed.
+        one_pass: whether elementwise work will be one pass over memory. Where each operation is one, it stays as wide as it
+            was written: a cut would make several operations of one.
+    """
     for one in SIMPLIFY:
-        graph = one(graph).check()
+        if one_pass or one not in (narrow, split_sums):
+            graph = one(graph).check()
     return graph

@@ -40,7 +40,8 @@ class Runner:
         """The plan as the backend runs it, and its loop."""
         with debug.timed(f"compiled the {what} loop for {self.backend.name}"):
             if self.backend.fuses is not None:
-                together = fuse(plan, (v for v in asked if isinstance(v, Var)), self.backend.fuses)
+                values = (v for v in asked if isinstance(v, Var))
+                together = fuse(plan, values, self.backend.fuses, self.backend.sums_products)
                 if together is not plan:
                     try:
                         loop = self.backend.compile_loop(together.step)

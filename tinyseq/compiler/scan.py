@@ -95,7 +95,9 @@ def _runner(
     key = (id(backend), graph_key, wanted, watch)
     runner = _runners.get(key)
     if runner is None:
-        runner = _runners[key] = Runner(program(differentiate(opened, carries, wanted, watch)), backend)
+        one_pass = backend.recomputes
+        body = differentiate(opened, carries, wanted, watch, one_pass)
+        runner = _runners[key] = Runner(program(body, one_pass), backend)
         if len(_runners) > CACHED:
             _runners.popitem(last=False)
     else:

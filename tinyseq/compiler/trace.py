@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -22,10 +23,65 @@ from tinyseq.tensor import Tensor, as_tensor
 __all__ = ["Trace", "Traced", "trace"]
 
 _level = count(1).__next__
+REMEMBERED = 64  # traces, each of other arguments
 LEFT = (
     "a traced tensor has left the scan or function that it was made in and has no numbers; return it from there, as a part of "
     "the carry or as y, and use what scan returns"
 )
+
+
+class _Line(NamedTuple):
+    """An operation of a trace: what it does to which values, and what comes out."""
+
+    primitive: Primitive
+    numbers: tuple[int, ...]  # of the values that it takes; -1 for a constant
+    constants: tuple[Any, ...]
+    params: dict[str, Any]
+    shape: tuple[int, ...]
+    dtype: Any
+    pull: Any
+
+    def does(self, primitive: Primitive, numbers: tuple[int, ...], constants: Sequence[Any], params: dict[str, Any]) -> bool:
+        """Whether this is the same operation on the same values."""
+        if primitive is not self.primitive or numbers != self.numbers:
+            return False
+        return (params is self.params or _alike(params, self.params)) and (
+            not constants or _alike(tuple(constants), self.constants)
+        )
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """A whole trace.
+
+    Attributes:
+        lines: what was done.
+        given: the shape and dtype of each value that no operation gave, by its number.
+        keys: for some outputs, by their numbers, the key of the graph.
+    """
+
+    lines: tuple[_Line, ...]
+    given: dict[int, tuple[Any, ...]]
+    keys: dict[tuple[int, ...], _Key] = field(default_factory=dict)
+
+
+class _Key:
+    """A value that is compared by its content and hashed once."""
+
+    __slots__ = ("content", "number")
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+        self.number = hash(content)
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Key) and self.content == other.content)
+
+
+_memories: OrderedDict[Any, _Memory] = OrderedDict()
 
 
 class Trace(Tracer):
@@ -33,6 +89,9 @@ class Trace(Tracer):
 
     Tensors with numbers that meet traced ones are what the function closes over; they become inputs of the graph, so
     that gradients reach them.
+
+    A function is traced anew at every call, since nobody knows what its code depends on. But as long as it does, operation
+    by operation, what the last trace with such arguments did, shapes and dtypes are known from there.
     """
 
     name: ClassVar[str] = "trace"
@@ -43,6 +102,10 @@ class Trace(Tracer):
         self.host = current_backend()
         self.closed: dict[Any, tuple[Tensor, Tensor]] = {}
         self.nodes: list[Node] = []
+        self.lines: list[_Line] = []
+        self.given: dict[int, tuple[Any, ...]] = {}
+        self.count = 0  # of the values so far: arguments, what is closed over, results
+        self.memory: _Memory | None = None  # of a trace that has done the same so far
         self.fused = {}
         self.ops = SimpleNamespace()
 
@@ -54,7 +117,21 @@ class Trace(Tracer):
     def new(self, shape: Sequence[int], dtype: Any, name: str | None = None) -> Tensor:
         """A traced Tensor that is an input of the graph."""
         shape = tuple(shape)
-        return Tensor(Abstract(self, shape, dtype), Leaf(shape, dtype, name))
+        self.given[self.count] = kind = shape, dtype
+        if self.memory is not None and self.memory.given.get(self.count) != kind:
+            self._leave()
+        self.count += 1
+        return Tensor(Abstract(self, shape, dtype, self.count - 1), Leaf(shape, dtype, name))
+
+    def follow(self) -> None:
+        """Called when the arguments are there: look for a trace that had the same."""
+        self.memory = _memories.get(tuple(self.given.values()))
+
+    def _leave(self) -> None:
+        """This trace is another than the one in memory."""
+        assert self.memory is not None
+        self.lines = list(self.memory.lines[: len(self.nodes)])
+        self.memory = None
 
     def asarray(self, value: Any, dtype: Any = None) -> Any:
         """A constant, on the backend that the function will run on."""
@@ -96,41 +173,77 @@ class Trace(Tracer):
 
     def apply(self, primitive: Primitive, inputs: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
         """Record an equation."""
-        operands, parents = [], []
+        operands, parents, numbers, constants = [], [], [], []
         for x in inputs:
             if isinstance(x, Tensor):
-                if type(x.data) is not Abstract or x.data.tracer is not self:
+                value = x.data
+                if type(value) is not Abstract or value.tracer is not self:
                     x = self.inside(x)
-                operands.append(x.data)
+                    value = x.data
+                operands.append(value)
                 parents.append(x.node)
+                numbers.append(value.number)
             else:
                 operands.append(x)
                 parents.append(None)
-        arrays = tuple(operands)
-        shape, dtype = primitive.shape(*arrays, **params)
-        output = Abstract(self, tuple(shape), dtype)
+                numbers.append(-1)
+                constants.append(x)
+        arrays, at = tuple(operands), len(self.nodes)
+        if self.memory is not None:
+            lines = self.memory.lines
+            if at == len(lines) or not lines[at].does(primitive, tuple(numbers), constants, params):
+                self._leave()
+        if self.memory is not None:
+            line = self.memory.lines[at]
+        else:
+            shape, dtype = primitive.shape(*arrays, **params)
+            mask = sum(1 << i for i, parent in enumerate(parents) if parent is not None) | 1 << len(parents)
+            pull = primitive.plan(mask)[2]
+            line = _Line(primitive, tuple(numbers), tuple(constants), params, tuple(shape), dtype, pull)
+            self.lines.append(line)
+        output = Abstract(self, line.shape, line.dtype, self.count)
+        self.count += 1
         # Whatever the VJPs will want is at hand: abstract values hold no memory.
         m = mode.current()
-        node = Node(primitive, tuple(parents), arrays, output, params, output.shape, dtype, m.scope)
+        node = Node(primitive, tuple(parents), arrays, output, params, line.shape, line.dtype, m.scope, line.pull)
         self.nodes.append(node)
         result = Tensor(output, node)
         # Under no_grad within the traced function no gradient flows back through the result.
         return result if m.recording or not primitive.differentiable else self.apply(TABLE["detach"], (result,), {})
 
     def key(self, arguments: Sequence[Tensor], outputs: Sequence[Tensor]) -> Any:
-        """A value that is equal for traces of the same operations in the same order."""
-        leaves = [x.node for x in (*arguments, *(inner for _, inner in self.closed.values()))]
-        numbers: dict[Place | None, int] = {place: i for i, place in enumerate(leaves)}
-        lines = []
-        for node in self.nodes:
-            operands = [
-                constant_key(x) if parent is None else numbers[parent]
-                for parent, x in zip(node.parents, node.inputs or (), strict=True)
-            ]
-            lines.append((node.primitive.name, *operands, constant_key(node.params) if node.params else None))
-            numbers[node] = len(numbers)
-        types = tuple([(x.data.shape, x.data.dtype) for x in (*arguments, *(inner for _, inner in self.closed.values()))])
-        return len(arguments), types, tuple(lines), tuple([numbers[y.node] for y in outputs])
+        """A value that is equal for traces of the same operations in the same order, once the function has returned."""
+        memory = self.memory
+        if memory is None or len(memory.lines) != len(self.nodes) or len(memory.given) != len(self.given):
+            lines = self.lines if self.memory is None else self.memory.lines[: len(self.nodes)]
+            memory = _Memory(tuple(lines), dict(self.given))
+            _memories[tuple(memory.given[i] for i in range(len(arguments)))] = memory
+            if len(_memories) > REMEMBERED:
+                _memories.popitem(last=False)
+        self.memory = None
+        ends = tuple([y.data.number for y in outputs])
+        if ends not in memory.keys:
+            what = [(e.primitive.name, e.numbers, constant_key(e.constants), constant_key(e.params)) for e in memory.lines]
+            memory.keys[ends] = _Key((len(arguments), tuple(memory.given.items()), tuple(what), ends))
+        return memory.keys[ends]
+
+
+def _alike(x: Any, y: Any) -> bool:
+    """Whether constants or metadata are the same: of one type, and equal; as ``constant_key`` says, but in less time."""
+    if x is y:
+        return True
+    kind = type(x)
+    if kind is not type(y):
+        return False
+    if kind is tuple:
+        return len(x) == len(y) and all(map(_alike, x, y))
+    if kind is dict:
+        return len(x) == len(y) and all(name in y and _alike(value, y[name]) for name, value in x.items())
+    if kind is slice:
+        return _alike(x.start, y.start) and _alike(x.stop, y.stop) and _alike(x.step, y.step)
+    if isinstance(x, float):
+        return x.hex() == y.hex()
+    return bool(x == y)
 
 
 @dataclass(frozen=True)

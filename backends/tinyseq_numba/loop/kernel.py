@@ -10,8 +10,8 @@ for each chunk of steps
   after the loop: as before it
   the sums over rows and steps grow
 
-Where there are fewer rows than threads, all threads have all rows: the first goes over them, and each has a part of the columns
-of every product. Then they wait for each other before and after a product.
+With many weights, each thread has all rows and a part of the columns of every product: it reads only its part of the weights at
+a step, and the threads wait for each other before and after a product.
 """
 
 from __future__ import annotations
@@ -33,22 +33,26 @@ from tinyseq_numba.loop.layout import (
     Layout,
     Place,
     gathers,
+    looks_up,
     padded,
     pass_of,
     plan_layout,
+    position_in,
     width_of,
 )
+from tinyseq_numba.loop.lower import LOOKUP
 from tinyseq_numba.loop.product import define_outer, define_product, lanes_of, loop, panel_of
-from tinyseq_numba.loop.vectors import FLOATS, I8, I64, Vectors, compute
+from tinyseq_numba.loop.vectors import I32, I64, TYPES, Vectors, compute, in_memory
 
 if TYPE_CHECKING:
     from tinyseq.compiler.loop import Step
 
-__all__ = ["KINDS", "Kernel", "write_kernel"]
+__all__ = ["KINDS", "NUMBERS", "Kernel", "write_kernel"]
 
 # The order of the kernel's pointers: all carries, then all histories' ... as ``Kernel.pointers`` counts them.
 OWN = ("total", "partial", "panel")  # of each thread
-KINDS = ("carry", "history", "stack", "closed", "packed", "written", "scratch", "chunk", "barrier", *OWN)
+KINDS = ("carry", "history", "stack", "closed", "packed", "written", "scratch", "chunk", "barrier", "fault", *OWN)
+NUMBERS = 8  # before the pointers
 IDENTITY = frozenset(("copy", "reshape", "broadcast_to"))
 
 
@@ -56,8 +60,9 @@ class Kernel:
     """A kernel's text, and what its caller must give it.
 
     Attributes:
-        text: LLVM assembly of ``void loop(first, last, rows, steps, chunk, reverse, part, parts, pointers)``: rows first to
-            last of ``rows``, so many steps at a time; of the products, this part of the columns.
+        text: LLVM assembly of ``void loop(table)``. The table begins with the NUMBERS first, last, rows, steps, chunk, reverse,
+            part, parts: rows first to last of ``rows``, so many steps at a time; of products, if there are more parts than
+            one, all rows and this part of the columns. Then come the pointers.
         layout: where things are.
         offsets: for each kind of array, where its pointers begin.
     """
@@ -86,7 +91,8 @@ class _Writer:
         counts = {
             "carry": len(step.carry), "history": len(step.carry), "stack": len(step.slices), "closed": len(step.graph.closed),
             "packed": len(self.layout.packed), "written": len(step.written), "scratch": len(self.layout.scratch),
-            "chunk": len(self.layout.chunks), "barrier": 1, "partial": len(step.sums), "total": len(step.sums), "panel": 2,
+            "chunk": len(self.layout.chunks), "barrier": 1, "fault": 1, "partial": len(step.sums), "total": len(step.sums),
+            "panel": 2,
         }  # fmt: skip
         self.offsets, self.count = {}, 0
         for kind in KINDS:
@@ -94,31 +100,29 @@ class _Writer:
             self.count += counts[kind]
         self.dtype = next((v.dtype for v in step.carry if v.dtype.kind == "f"), np.dtype("float32"))
         self.lanes = lanes_of(self.dtype)
-        self.made = {e.output: e for e in step.graph.equations}
+        self.lookups = {e.output: i for i, e in enumerate(self.layout.lookups)}
 
     def write(self) -> Kernel:
         module = ir.Module("tinyseq_loop")
-        kind = ir.FunctionType(ir.VoidType(), [*[I64] * 8, ir.PointerType()])
-        function = ir.Function(module, kind, "loop")
-        self.first, self.last, self.batch, self.steps, chunk, reverse, self.part, self.parts, pointers = function.args
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.PointerType()]), "loop")
+        (table,) = function.args
         self.b = b = ir.IRBuilder(function.append_basic_block("entry"))
         self.entry = function.entry_basic_block
-        self.pointers = [
-            b.load(b.gep(pointers, [I64(i)], source_etype=ir.PointerType()), typ=ir.PointerType()) for i in range(self.count)
-        ]
+        kinds = [I64] * NUMBERS + [ir.PointerType()] * self.count
+        words = [b.load(b.gep(table, [I64(i)], source_etype=I64), typ=kind) for i, kind in enumerate(kinds)]
+        self.first, self.last, self.batch, self.steps, chunk, reverse, self.part, self.parts = words[:NUMBERS]
+        self.pointers = words[NUMBERS:]
         self.accumulators: dict[tuple[Var, int], Any] = {}
         self._make_accumulators()
         self.backwards = b.icmp_signed("!=", reverse, I64(0))
-        self.leads, self.waits = b.icmp_signed("==", self.part, I64(0)), b.icmp_signed(">", self.parts, I64(1))
+        self.together = b.icmp_signed(">", self.parts, I64(1))  # at every product
+        self.top = b.select(self.together, I64(0), self.first)  # the rows that this thread has of a product
+        self.height = b.select(self.together, self.batch, b.sub(self.last, self.first))
         self.arrivals = b.alloca(I64)
         b.store(I64(0), self.arrivals)
-        self.spans: dict[int, tuple[Any, Any]] = {}
-        for products in self.layout.products.values():
-            for e, _ in products:
-                self._span(e.output)
-        for total in self.step.sums:
-            if total.kind == "product":
-                self._span(total.inputs[1])
+        outputs = [e.output for products in self.layout.products.values() for e, _ in products]
+        factors = [total.inputs[1] for total in self.step.sums if total.kind == "product"]
+        self.spans = {v: self._span(v) for v in (*outputs, *factors)}
         with loop(b, I64(0), self.steps, chunk) as self.begin:
             rest = b.sub(self.steps, self.begin)
             self.length = b.select(b.icmp_signed("<", rest, chunk), rest, chunk)
@@ -171,7 +175,7 @@ class _Writer:
                 left, out = e.inputs[0], e.output
                 assert isinstance(left, Var)
                 a, c = self.layout.reads[left], self.layout.reads[out]
-                self._product(e, number, self.length, self._over_time(a), self._over_time(c), self.b.sub(self.last, self.first),
+                self._product(e, number, self.length, self._over_time(a), self._over_time(c), self.height,
                               I64(a.distance), I64(c.distance))  # fmt: skip
             if products:
                 self._wait()
@@ -185,24 +189,21 @@ class _Writer:
             left, out = e.inputs[0], e.output
             assert isinstance(left, Var)
             a, c = self.layout.reads[left], self.layout.reads[out]
-            rows = self.b.sub(self.last, self.first)
-            self._product(e, number, rows, I64(a.distance), I64(c.distance), I64(1), I64(0), I64(0))
+            self._product(e, number, self.height, I64(a.distance), I64(c.distance), I64(1), I64(0), I64(0))
         if products:
             self._wait()
 
     def _span(self, v: Var) -> tuple[Any, Any]:
-        """The columns of a value that are this thread's to compute, in whole panels."""
+        """The columns of a product that are this thread's to compute, in whole panels."""
         panel = panel_of(v.dtype)
-        panels = -(-v.shape[-1] // panel)
-        if panels not in self.spans:
-            edges = [self.part, self.b.add(self.part, I64(1))]
-            start, stop = (self.b.mul(self.b.sdiv(self.b.mul(I64(panels), at), self.parts), I64(panel)) for at in edges)
-            self.spans[panels] = start, stop
-        return self.spans[panels]
+        panels = I64(-(-v.shape[-1] // panel))
+        edges = (self.b.sdiv(self.b.mul(panels, at), self.parts) for at in (self.part, self.b.add(self.part, I64(1))))
+        start, stop = (self.b.mul(edge, I64(panel)) for edge in edges)
+        return start, stop
 
     def _wait(self) -> None:
         """Wait until all threads are here, if they share the columns."""
-        with self.b.if_then(self.waits):
+        with self.b.if_then(self.together):
             arrivals = self.b.add(self.b.load(self.arrivals, typ=I64), self.parts)
             self.b.store(arrivals, self.arrivals)
             self.b.call(define_barrier(self.b.module), [self.pointers[self.offsets["barrier"]], arrivals])
@@ -213,10 +214,10 @@ class _Writer:
         left, out = e.inputs[0], e.output
         assert isinstance(left, Var)
         inner = I64(left.shape[-1])
-        a, c = (self._address(self.layout.reads[v], self.first, I64(0)) for v in (left, out))
+        a, c = (self._address(self.layout.reads[v], self.top, I64(0)) for v in (left, out))
         panels = self.pointers[self.offsets["packed"] + number]
         product = define_product(self.b.module, out.dtype)
-        self.b.call(product, [groups, group_a, group_c, rows, *self._span(out), inner, a, lda, panels, c, ldc])
+        self.b.call(product, [groups, group_a, group_c, rows, *self.spans[out], inner, a, lda, panels, c, ldc])
 
     def _over_time(self, place: Place) -> Any:
         """The distance from a row to the same row one step further on, in the order in which the loop runs."""
@@ -254,13 +255,13 @@ class _Writer:
             for x in (left, right):
                 place = self.layout.reads[x]
                 operands += [
-                    I64(x.shape[-1]), self._address(place, self.first, I64(0)), I64(place.distance), self._over_time(place)
+                    I64(x.shape[-1]), self._address(place, self.top, I64(0)), I64(place.distance), self._over_time(place)
                 ]  # fmt: skip
             panels = [self.pointers[self.offsets["panel"] + side] for side in (0, 1)]
             c = self.pointers[self.offsets["total"] + i]
-            rows = b.sub(self.last, self.first)
             ldc = I64(padded(right.shape[-1], right.dtype))
-            b.call(define_outer(b.module, left.dtype), [rows, self.length, *operands, *self._span(right), *panels, c, ldc])
+            outer = define_outer(b.module, left.dtype)
+            b.call(outer, [self.height, self.length, *operands, *self.spans[right], *panels, c, ldc])
         if products:
             self._wait()
 
@@ -278,10 +279,9 @@ class _Writer:
 
     def _make_accumulators(self) -> None:
         for e in self.layout.equations:
-            if e.primitive.name in COLUMNS:
-                for lanes in (self.lanes, 1):
-                    kind = ir.VectorType(FLOATS[e.output.dtype], lanes)
-                    self.accumulators[e.output, lanes] = self.b.alloca(kind)
+            name = e.primitive.name
+            for lanes in (self.lanes, 1) if name in COLUMNS else (1,) if name == "cumsum" else ():
+                self.accumulators[e.output, lanes] = self.b.alloca(ir.VectorType(TYPES[e.output.dtype], lanes))
 
     def _dtype_of(self, base: tuple[str, int]) -> np.dtype[Any]:
         kind, i = base
@@ -312,7 +312,7 @@ class _Writer:
         return self.bases[place.base]
 
     def _at(self, pointer: Any, dtype: np.dtype[Any], index: Any) -> Any:
-        return self.b.gep(pointer, [index], source_etype=I8 if dtype.kind == "b" else FLOATS[dtype])
+        return self.b.gep(pointer, [index], source_etype=in_memory(dtype))
 
     def _address(self, place: Place, row: Any, column: Any) -> Any:
         index = self.b.add(column, I64(place.column))
@@ -332,7 +332,7 @@ class _Writer:
         phases = self._passes(section, stage)
         if not phases:
             return
-        with self.b.if_then(self.leads), loop(self.b, self.first, self.last) as row:
+        with loop(self.b, self.first, self.last) as row:
             for phase in phases:
                 level = (section, stage, phase)
                 self._phase(
@@ -361,7 +361,7 @@ class _Writer:
         scalars: dict[Var, Any] = {}
         if singles or single_copies:
             sums = [e for e in singles if e.primitive.name in COLUMNS]  # over rows of one number
-            for e in sums:
+            for e in (*sums, *(e for e in singles if e.primitive.name == "cumsum")):
                 self._start(e)
             scalars = self._body(row, I64(0), 1, singles, single_copies, {})
             for e in sums:
@@ -407,7 +407,7 @@ class _Writer:
         """A pass over the features of a row or of a line of it: its number, and where it begins."""
         b = self.b
         sums = [e for e in group if e.primitive.name in COLUMNS and not gathers(e)]
-        for e in sums:
+        for e in (*sums, *(e for e in group if e.primitive.name == "cumsum")):
             self._start(e)
         # What divides is turned into a factor once.
         divisors = {
@@ -415,9 +415,11 @@ class _Writer:
             for e in group
             if e.primitive.name == "div" and e.inputs[1] in scalars
         }
+        # So is an id into where its row of the table begins.
+        begins = {e.output: self._begin(e, scalars[e.inputs[1]]) for e in group if e.primitive is LOOKUP}  # type: ignore[index]
         for start, stop, lanes in self._strides(width):
             with loop(b, I64(start), I64(stop), lanes) as column:
-                self._body(row, column, lanes, group, copied, scalars, divisors, line and line[1])
+                self._body(row, column, lanes, group, copied, scalars, divisors, begins, line and line[1])
         for e in sums:
             self._finish(row, I64(0) if line is None else line[0], e)
 
@@ -435,24 +437,49 @@ class _Writer:
                 self._put(v, v.constant(e.output.dtype, 0), e.output.dtype, place, row, column)
 
     def _start(self, e: Equation) -> None:
-        first = {"sum": 0.0, "max": -np.inf, "min": np.inf}[e.primitive.name]
         for lanes in (self.lanes, 1):
-            v = Vectors(self.b, lanes)
-            self.b.store(v.constant(e.output.dtype, first), self.accumulators[e.output, lanes])
-
-    def _combine(self, v: Vectors, name: str, x: Any, y: Any) -> Any:
-        return v.b.fadd(x, y) if name == "sum" else v.extremum(">" if name == "max" else "<", x, y)
+            if (e.output, lanes) in self.accumulators:
+                first = Vectors(self.b, lanes).start(e.primitive.name, e.output.dtype)
+                self.b.store(first, self.accumulators[e.output, lanes])
 
     def _finish(self, row: Any, line: Any, e: Equation) -> None:
         """Add the lanes up and put the sum of a row, or of a line of it, where it is read."""
         b, name, out = self.b, e.primitive.name, e.output
-        kind = ir.VectorType(FLOATS[out.dtype], self.lanes)
-        many = Vectors(b, self.lanes).across(name, b.load(self.accumulators[out, self.lanes], typ=kind))
-        one = Vectors(b, 1)
-        rest = b.load(self.accumulators[out, 1], typ=ir.VectorType(FLOATS[out.dtype], 1))
-        total = self._combine(one, name, one.splat(many), rest)
+        many, one = Vectors(b, self.lanes), Vectors(b, 1)
+        vector, rest = (b.load(self.accumulators[out, v.lanes], typ=v.type(out.dtype)) for v in (many, one))
+        total = one.combined(name, one.splat(many.across(name, vector)), rest)
         for place in self.layout.writes.get(out, ()):
             self._put(one, total, out.dtype, place, row, line)
+
+    def _id(self, v: Vectors, e: Equation, ids: Any) -> Any:
+        """Where each id points: negative ones count from the end; what is out of bounds is noted, and points to the first."""
+        b, size = self.b, e.inputs[0].shape[e.params["own"]]  # type: ignore[union-attr]
+        ids = v.cast(ids, np.dtype("int64"))
+        place = b.select(v.compare("<", ids, v.like(ids, 0)), b.add(ids, v.like(ids, size)), ids)
+        wild = b.icmp_unsigned(">=", place, v.like(ids, size))
+        fault = b.gep(self.pointers[self.offsets["fault"]], [I64(self.lookups[e.output])], source_etype=I64)
+        for lane in range(v.lanes):
+            with b.if_then(b.extract_element(wild, I32(lane)), likely=False):
+                b.store(b.extract_element(ids, I32(lane)), fault)
+        return b.select(wild, v.like(ids, 0), place)
+
+    def _begin(self, e: Equation, ids: Any) -> Any:
+        """Where the row of the table begins that an id points to."""
+        return self.b.mul(self.b.extract_element(self._id(Vectors(self.b, 1), e, ids), I32(0)), I64(e.output.shape[-1]))
+
+    def _looked_up(self, v: Vectors, e: Equation, index: Any, row: Any, column: Any) -> Any:
+        """Some columns of the row of a table that begins at the index, or the numbers that ids point to."""
+        b, (x, _) = self.b, e.inputs
+        assert isinstance(x, Var)
+        place = self.layout.reads[x]
+        if e.primitive is LOOKUP:
+            return v.load(x.dtype, self._address(place, row, b.add(index, column)))
+        at, one = self._id(v, e, index), Vectors(b, 1)
+        found = v.constant(x.dtype, 0)
+        for lane in range(v.lanes):
+            number = one.load(x.dtype, self._address(place, row, b.extract_element(at, I32(lane))))
+            found = b.insert_element(found, b.extract_element(number, I32(0)), I32(lane))
+        return found
 
     def _body(
         self,
@@ -463,6 +490,7 @@ class _Writer:
         copies: Sequence[tuple[Var, Place]],
         scalars: dict[Var, Any],
         divisors: Mapping[Any, tuple[Any, Any]] = MappingProxyType({}),
+        begins: Mapping[Var, Any] = MappingProxyType({}),
         begin: Any = None,
     ) -> dict[Var, Any]:
         """Some columns of a row, or of the line that begins there: load what is in memory, compute, store what is wanted."""
@@ -490,28 +518,44 @@ class _Writer:
 
         for e in equations:
             name, out = e.primitive.name, e.output
-            like = next(x.dtype for x in e.vars) if name not in ("where",) else out.dtype
-            inputs = [value(x, like) for x in e.inputs]
-            if gathers(e):
-                (place,) = self.layout.writes[out]
-                address = self._address(place, row, column)
-                v.store(self.b.fadd(v.load(out.dtype, address), inputs[0]), out.dtype, address)
-                continue
-            if name in COLUMNS:
-                slot = self.accumulators[out, lanes]
-                before = self.b.load(slot, typ=inputs[0].type)
-                self.b.store(self._combine(v, name, before, inputs[0]), slot)
-                continue
-            exponent = e.inputs[1] if name == "power" and not isinstance(e.inputs[1], Var) else None
-            if name == "div" and e.inputs[1] in divisors:
-                values[out] = v.divided(inputs[0], *divisors[e.inputs[1]])
+            if looks_up(e):
+                index = begins[out] if out in begins else value(e.inputs[1], np.dtype("int64"))
+                values[out] = self._looked_up(v, e, index, row, column)
             else:
-                values[out] = compute(v, name, inputs, e.params, exponent)
+                like = next(x.dtype for x in e.vars) if name not in ("where",) else out.dtype
+                inputs = [value(x, like) for x in e.inputs]
+                if name in COLUMNS:
+                    self._add_columns(v, e, v.cast(inputs[0], out.dtype), row, column)
+                    continue
+                exponent = e.inputs[1] if name == "power" and not isinstance(e.inputs[1], Var) else None
+                if name == "cumsum":
+                    slot = self.accumulators[out, 1]
+                    before = self.b.load(slot, typ=Vectors(self.b, 1).type(out.dtype))
+                    values[out], after = v.running(v.cast(inputs[0], out.dtype), before)
+                    self.b.store(after, slot)
+                elif name == "positions":
+                    counts = {"row": v.splat(row), "column": v.counted(column), "nothing": v.constant(out.dtype, 0)}
+                    values[out] = counts[position_in(e) or "nothing"]
+                elif name == "div" and e.inputs[1] in divisors:
+                    values[out] = v.divided(inputs[0], *divisors[e.inputs[1]])
+                else:
+                    values[out] = compute(v, name, inputs, e.params, exponent)
             for place in self.layout.writes.get(out, ()):
                 self._put(v, values[out], out.dtype, place, row, at(out))
         for x, place in copies:
             self._put(v, value(x, x.dtype), x.dtype, place, row, column)
         return values
+
+    def _add_columns(self, v: Vectors, e: Equation, x: Any, row: Any, column: Any) -> None:
+        """Columns join a reduction: that of the row, or of the lines, column by column."""
+        dtype, name = e.output.dtype, e.primitive.name
+        if gathers(e):
+            (place,) = self.layout.writes[e.output]
+            address = self._address(place, row, column)
+            v.store(v.add(v.load(dtype, address), x), dtype, address)
+        else:
+            slot = self.accumulators[e.output, v.lanes]
+            self.b.store(v.combined(name, self.b.load(slot, typ=v.type(dtype)), x), slot)
 
     def _put(self, v: Vectors, value: Any, dtype: np.dtype[Any], place: Place, row: Any, column: Any) -> None:
         """Store a value; where it is summed over rows or steps, add it."""

@@ -8,7 +8,8 @@ is put into memory only if a product, another pass, the next step or the caller 
     phase    within a stage, one pass over a row: a sum over the row is there at the next phase
 
 A row has features, or lines of features: (B, N) or (B, S, N), where S vectors are looked at in each sequence. A pass goes
-over one of these shapes, and what has other axes, a number a line or one line for all, comes from memory.
+over one of these shapes, and what has other axes, a number a line or one line for all, comes from memory. So does what is
+looked up by ids: the whole of it has to be there before the pass.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyseq.graph import Equation, Operand, Var
-from tinyseq_numba.loop.lower import lower
+from tinyseq_numba.loop.lower import LOOKUP, PICK, lower, row_numbers
 from tinyseq_numba.loop.product import panel_of
-from tinyseq_numba.loop.vectors import SUPPORTED
+from tinyseq_numba.loop.vectors import SUPPORTED, TYPES, supports
 
 if TYPE_CHECKING:
     from tinyseq.compiler.loop import Step, Total
 
 __all__ = [
-    "AFTER", "BEFORE", "LOOP", "Layout", "Place", "Unsupported", "fuses", "gathers", "pass_of",
-    "plan_layout", "width_of",
+    "AFTER", "BEFORE", "LOOP", "Layout", "Place", "Unsupported", "fuses", "gathers", "looks_up", "pass_of",
+    "plan_layout", "position_in", "width_of",
 ]  # fmt: skip
 
 Level = tuple[int, int, int]
 BEFORE, LOOP, AFTER = range(3)
-COLUMNS = ("sum", "max", "min")
+COLUMNS = ("sum", "max", "min", "all", "any")
 MOVED = ("matmul", "concatenate", "scatter_add")  # what no pass over a row computes
 STAYS = ("stack", "written", "chunk", "closed")  # arrays that hold every step of a chunk when its loop has run
 
@@ -82,6 +83,7 @@ class Layout:
         chunks: likewise, of arrays with a row for every step of a chunk.
         stages: how many there are in each section.
         copies: values that are in memory and wanted in another place too, and the pass that puts them there.
+        row_numbers: the closed values that have to be 0, 1, 2 ..., one for each row.
     """
 
     step: Step
@@ -96,6 +98,12 @@ class Layout:
     chunks: tuple[tuple[int, np.dtype[Any]], ...]
     stages: tuple[int, int, int]
     copies: tuple[tuple[Var, Place, Level], ...]
+    row_numbers: frozenset[int]
+
+    @property
+    def lookups(self) -> tuple[Equation, ...]:
+        """The equations with ids that may be out of bounds."""
+        return tuple(e for e in self.equations if looks_up(e))
 
 
 def width_of(v: Var, rows: Iterable[Var]) -> int:
@@ -130,6 +138,26 @@ def gathers(e: Equation) -> bool:
     return e.primitive.name == "sum" and e.params["axis"] == (-2,)
 
 
+def looks_up(e: Equation) -> bool:
+    """Whether the second input says where in the first, which is in memory, the result is found."""
+    return e.primitive in (LOOKUP, PICK)
+
+
+def position_in(e: Equation) -> str | None:
+    """Of what ``positions`` counts: "row", "column" of a pass, or nothing on an axis of one; None where there is no code."""
+    shape, axis = e.output.shape, e.params["axis"]
+    if axis == -len(shape):
+        return "row"
+    if shape[axis] == 1:
+        return "nothing"
+    return "column" if axis == -1 or shape[-1] == 1 else None
+
+
+def computed_in(e: Equation) -> Iterable[Var]:
+    """The inputs that a pass has at hand where it computes the result."""
+    return e.inputs[1:] if looks_up(e) else e.vars  # type: ignore[return-value]
+
+
 def padded(width: int, dtype: np.dtype[Any]) -> int:
     """The width, up to whole panels, so that a product may write into it."""
     panel = panel_of(dtype)
@@ -139,8 +167,8 @@ def padded(width: int, dtype: np.dtype[Any]) -> int:
 def fuses(e: Equation, stacked: frozenset[Var]) -> bool:
     """Whether there may be code for the equation beside the loop; the layout has the last word."""
     name = e.primitive.name
-    if any(v.dtype.kind not in "fb" or v.dtype == np.float16 for v in (*e.vars, e.output)):
-        return False
+    if any(v.dtype.kind not in "fb" or v.dtype not in TYPES for v in (*e.vars, e.output)):
+        return False  # integers cost an array library no more
     if any(len(v.shape) > 3 or grid_of(v.shape) for v in (*e.vars, e.output)):
         return False  # memory for some steps' worth of lines is too much to stay in the cache
     if name == "reshape":
@@ -169,7 +197,9 @@ def plan_layout(step: Step) -> Layout:
 class _Planner:
     def __init__(self, step: Step) -> None:
         self.weights = {e.inputs[1] for e in step.graph.equations if e.primitive.name == "matmul"}
+        self.row_numbers = row_numbers(step)
         self.step = step = lower(step)
+        self.tables = {e.inputs[0] for e in step.graph.equations if looks_up(e) and not e.params["own"]}
         if not step.carry or any(not v.shape for v in step.carry):
             raise Unsupported("a carry without a batch axis")
         self.batch = step.carry[0].shape[0]
@@ -198,7 +228,7 @@ class _Planner:
     def plan(self) -> Layout:
         step = self.step
         for v in (*step.graph.inputs, *step.graph.closed, *(e.output for e in step.graph.equations)):
-            if v.dtype.kind not in "fb" or v.dtype == np.float16:
+            if v.dtype not in TYPES:
                 raise Unsupported(f"values of dtype {v.dtype}")
         self._find_rows()
         for i, v in enumerate(step.carry):
@@ -232,6 +262,7 @@ class _Planner:
             tuple(self.chunks),
             stages,  # type: ignore[arg-type]
             tuple(self.copies),
+            self.row_numbers,
         )
 
     def _find_rows(self) -> None:
@@ -248,7 +279,7 @@ class _Planner:
                 continue
             spread = [e for e in consumers.get(v, ()) if e.primitive.name in SUPPORTED - {"reshape"}]
             stretched = any(len(e.output.shape) > len(v.shape) for e in spread)
-            if v in step.carry or not (stretched or (len(v.shape) == 2 and v in self.weights)):
+            if v in step.carry or not (stretched or v in self.tables or (len(v.shape) == 2 and v in self.weights)):
                 rows.add(v)
         for e in step.graph.equations:
             out = e.output
@@ -321,7 +352,19 @@ class _Planner:
             self._in_memory(out)
         elif name == "reshape":
             self._reshape(e)
-        elif name in SUPPORTED:
+        elif name == "cumsum":
+            if e.params["axis"] != -1 or out not in self.rows:
+                raise Unsupported(f"cumsum over axis {e.params['axis']} of shape {out.shape}")
+            self.level[out] = self._ready(e)
+        elif name == "positions":
+            if position_in(e) is None or out not in self.rows:
+                raise Unsupported(f"positions on axis {e.params['axis']} of shape {out.shape}")
+            self.level[out] = self._ready(e)
+        elif looks_up(e):
+            self._look_up(e)
+        elif supports(name, kind := (out if name == "where" else next(e.vars)).dtype) or name in SUPPORTED:
+            if not supports(name, kind):
+                raise Unsupported(f"{name} of {kind}")
             own = dims_of(out, len(out.shape), self.rows)
             for v in e.vars:
                 dims = dims_of(v, len(out.shape), self.rows)
@@ -330,6 +373,16 @@ class _Planner:
             self.level[out] = self._ready(e)
         else:
             raise Unsupported(name)
+
+    def _look_up(self, e: Equation) -> None:
+        """What ids say where to find: in a table that is the same at every step and row, or in the row itself."""
+        (x, ids), out = e.inputs, e.output
+        assert isinstance(x, Var)
+        assert isinstance(ids, Var)
+        if (x in self.rows) != e.params["own"] or ids not in self.rows or 0 in x.shape:
+            raise Unsupported(f"getitem by ids of shape {ids.shape} from shape {x.shape}")
+        self._in_memory(x)
+        self.level[out] = self._ready(e)
 
     def _one_pass_sums(self, e: Equation, x: Var) -> bool:
         """Whether a pass over a row finds all that is added up for each result."""
@@ -362,8 +415,9 @@ class _Planner:
             level = (section, 0, 0)
         # So does what another kind of pass computes, and a later pass reads.
         x = next(e.vars) if e.primitive.name in COLUMNS else e.output
+        at_hand = set(computed_in(e))
         for v in e.vars:
-            alike = width_of(v, self.rows) == 1 or pass_of(v, self.rows) == pass_of(x, self.rows)
+            alike = v in at_hand and (width_of(v, self.rows) == 1 or pass_of(v, self.rows) == pass_of(x, self.rows))
             if self.level[v] == level and self._computed(v) and not alike:
                 level = (level[0], level[1], level[2] + 1)
                 break
@@ -441,7 +495,7 @@ class _Planner:
     def _slice(self, e: Equation) -> None:
         (x, *indices) = e.inputs
         if indices or not isinstance(x, Var):
-            raise Unsupported("getitem by a tensor")
+            raise Unsupported(f"getitem with the key {e.params['key']}")
         start, _ = self._columns(e, x)
         section, stage, phase = self.level[x]
         in_register = x not in self.reads
@@ -505,7 +559,7 @@ class _Planner:
             return
         if v in self.made:
             self._in_memory(v)
-        self.copies.append((v, place, max(level, (section, 0, 0)) if passing or v not in self.made else level))
+        self.copies.append((v, place, max(level, (section if passing else self.section.get(v, section), 0, 0))))
 
     def _outputs(self) -> None:
         """The new carry and what the caller wants at every step."""

@@ -233,18 +233,19 @@ def define_outer(module: ir.Module, dtype: np.dtype[Any]) -> ir.Function:
     b = ir.IRBuilder(function.append_basic_block("entry"))
     most = b.sdiv(I64(DEPTH), rows)
     most = b.select(b.icmp_signed("<", most, I64(1)), I64(1), most)  # steps at a time
+    wanted = b.sub(b.select(b.icmp_signed("<", stop, n), stop, n), start)
     with loop(b, I64(0), steps, most) as first:
         rest = b.sub(steps, first)
         some = b.select(b.icmp_signed("<", rest, most), rest, most)
         depth = b.mul(some, rows)
-        for put, x, row, step, columns, panels in (
-            (put_left, a, a_row, a_step, m, left),
-            (put_right, y, y_row, y_step, n, right),
+        for put, x, row, step, at, columns, panels in (
+            (put_left, a, a_row, a_step, I64(0), m, left),
+            (put_right, y, y_row, y_step, start, wanted, right),
         ):
-            begin = b.gep(x, [b.mul(first, step)], source_etype=element)
+            begin = b.gep(x, [b.add(b.mul(first, step), at)], source_etype=element)
             b.call(put, [rows, some, columns, begin, row, step, panels])
         with loop(b, start, stop, width) as column:
-            panel = b.gep(right, [b.mul(column, depth)], source_etype=element)
+            panel = b.gep(right, [b.mul(b.sub(column, start), depth)], source_etype=element)
             with loop(b, I64(0), m, ROWS) as line:
                 out = b.gep(c, [b.add(b.mul(line, ldc), column)], source_etype=element)
                 b.call(tile, [depth, b.gep(left, [b.mul(line, depth)], source_etype=element), I64(0), panel, out, ldc])

@@ -3,7 +3,7 @@
 One method a primitive, on values of ``lanes`` numbers (1 for the end of a row). exp, expm1, tanh and sigmoid are
 polynomials here, since LLVM would call the C library for each number: all rest on expm1 of an argument reduced to
 [-log(2)/2, log(2)/2], whose Taylor series stops where the next term is under half a unit in the last place.
-NaN comes out as NaN, and infinities as the limits.
+NaN comes out as NaN, and infinities as the limits. Integers have signs and wrap around, as NumPy's do.
 """
 
 from __future__ import annotations
@@ -15,12 +15,23 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-__all__ = ["SUPPORTED", "Vectors", "compute"]
+__all__ = ["SUPPORTED", "Vectors", "compute", "in_memory", "supports"]
 
-I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 FLOATS: dict[np.dtype[Any], ir.Type] = {np.dtype("float32"): ir.FloatType(), np.dtype("float64"): ir.DoubleType()}
+# The type of one number in a register; a boolean is a bit there, and a byte in memory.
+TYPES: dict[np.dtype[Any], ir.Type] = {
+    **FLOATS,
+    np.dtype("bool"): I1,
+    **{np.dtype(f"int{kind.width}"): kind for kind in (I8, I16, I32, I64)},
+}
 
 Value = Any
+
+
+def in_memory(dtype: np.dtype[Any]) -> ir.Type:
+    """The type of one number in memory."""
+    return I8 if dtype.kind == "b" else TYPES[dtype]
 
 
 class Vectors:
@@ -39,14 +50,12 @@ class Vectors:
 
     def type(self, dtype: np.dtype[Any]) -> ir.Type:
         """The type of a value of this dtype; booleans are single bits."""
-        scalar = I1 if dtype.kind == "b" else FLOATS[dtype]
-        return ir.VectorType(scalar, self.lanes)
+        return ir.VectorType(TYPES[dtype], self.lanes)
 
     def constant(self, dtype: np.dtype[Any], number: float) -> Value:
         """The same number in every lane."""
-        if dtype.kind == "b":
-            return ir.Constant(self.type(dtype), [int(bool(number))] * self.lanes)
-        return ir.Constant(self.type(dtype), [float(dtype.type(number))] * self.lanes)
+        one = dtype.type(number).item()
+        return ir.Constant(self.type(dtype), [int(one) if dtype.kind == "b" else one] * self.lanes)
 
     def splat(self, scalar: Value) -> Value:
         """One number, in every lane."""
@@ -73,7 +82,7 @@ class Vectors:
         if dtype.kind == "b":
             byte = self.b.load(pointer, typ=I8, align=1)
             return self.splat(self.b.icmp_unsigned("!=", byte, I8(0)))
-        return self.splat(self.b.load(pointer, typ=FLOATS[dtype], align=dtype.itemsize))
+        return self.splat(self.b.load(pointer, typ=TYPES[dtype], align=dtype.itemsize))
 
     def store(self, value: Value, dtype: np.dtype[Any], pointer: Value) -> None:
         """The opposite of ``load``."""
@@ -111,8 +120,11 @@ class Vectors:
 
     def like(self, x: Value, number: float) -> Value:
         """A number in every lane, of the type of ``x``."""
-        dtype = next(d for d, t in FLOATS.items() if t == x.type.element)
-        return self.constant(dtype, number)
+        return self.constant(self.dtype(x), number)
+
+    def dtype(self, x: Value) -> np.dtype[Any]:
+        """The dtype of a value."""
+        return next(dtype for dtype, kind in TYPES.items() if kind == x.type.element)
 
     # The family of exp
 
@@ -210,42 +222,87 @@ class Vectors:
         """x / y, to within one and a half units in the last place: a product takes less time than a division."""
         return self.b.fmul(self.b.fmul(x, self.spread(scale)), self.spread(factor))
 
+    # Arithmetic on any kind of number
+
+    def add(self, x: Value, y: Value) -> Value:
+        kind = self.dtype(x).kind
+        return self.b.fadd(x, y) if kind == "f" else self.b.or_(x, y) if kind == "b" else self.b.add(x, y)
+
+    def sub(self, x: Value, y: Value) -> Value:
+        return self.b.fsub(x, y) if self.dtype(x).kind == "f" else self.b.sub(x, y)
+
+    def mul(self, x: Value, y: Value) -> Value:
+        kind = self.dtype(x).kind
+        return self.b.fmul(x, y) if kind == "f" else self.b.and_(x, y) if kind == "b" else self.b.mul(x, y)
+
+    def neg(self, x: Value) -> Value:
+        return self.b.fneg(x) if self.dtype(x).kind == "f" else self.b.sub(self.like(x, 0), x)
+
+    def abs(self, x: Value) -> Value:
+        if self.dtype(x).kind == "f":
+            return self.intrinsic("fabs", x)
+        return self.b.select(self.compare("<", x, self.like(x, 0)), self.neg(x), x)
+
+    def floor_divided(self, x: Value, y: Value) -> tuple[Value, Value]:
+        """Quotient and remainder of integers, of which the remainder has the sign of ``y``; both 0 if ``y`` is."""
+        zero, one = self.like(x, 0), self.like(x, 1)
+        by_zero, turned = self.compare("==", y, zero), self.compare("==", y, self.like(y, -1))
+        # The processor stops the program at x / 0 and at the smallest integer / -1.
+        divisor = self.b.select(self.b.or_(by_zero, turned), one, y)
+        quotient = self.b.sdiv(x, divisor)
+        rest = self.b.sub(x, self.b.mul(quotient, divisor))
+        low = self.b.and_(self.compare("!=", rest, zero), self.b.xor(self.compare("<", rest, zero), self.compare("<", y, zero)))
+        quotient = self.b.select(low, self.b.sub(quotient, one), quotient)
+        quotient = self.b.select(turned, self.neg(x), quotient)
+        return self.b.select(by_zero, zero, quotient), self.b.select(low, self.b.add(rest, y), rest)
+
     # Comparisons and logic
 
     def compare(self, how: str, x: Value, y: Value) -> Value:
-        if x.type.element == I1:
-            return self.b.icmp_unsigned(how, x, y)
+        kind = self.dtype(x).kind
+        if kind != "f":
+            return self.b.icmp_unsigned(how, x, y) if kind == "b" else self.b.icmp_signed(how, x, y)
         return self.b.fcmp_unordered(how, x, y) if how == "!=" else self.b.fcmp_ordered(how, x, y)
 
     def extremum(self, how: str, x: Value, y: Value) -> Value:
         """The larger or the smaller of two; NaN if either is NaN."""
-        best = self.b.select(self.b.fcmp_ordered(how, x, y), x, y)
-        return self._or_nan(self._or_nan(best, y), x)
+        best = self.b.select(self.compare(how, x, y), x, y)
+        return self._or_nan(self._or_nan(best, y), x) if self.dtype(x).kind == "f" else best
 
     def sign(self, x: Value) -> Value:
         zero, one = self.like(x, 0), self.like(x, 1)
-        positive = self.b.select(self.b.fcmp_ordered(">", x, zero), one, x)
-        return self.b.select(self.b.fcmp_ordered("<", x, zero), self.like(x, -1), positive)
+        positive = self.b.select(self.compare(">", x, zero), one, x)
+        return self.b.select(self.compare("<", x, zero), self.like(x, -1), positive)
 
     def relu(self, x: Value) -> Value:
         return self.extremum(">", x, self.like(x, 0))
 
     def clip(self, x: Value, low: float | None, high: float | None) -> Value:
         if low is not None:
-            x = self.b.select(self.b.fcmp_ordered("<", x, self.like(x, low)), self.like(x, low), x)
+            x = self.b.select(self.compare("<", x, self.like(x, low)), self.like(x, low), x)
         if high is not None:
-            x = self.b.select(self.b.fcmp_ordered(">", x, self.like(x, high)), self.like(x, high), x)
+            x = self.b.select(self.compare(">", x, self.like(x, high)), self.like(x, high), x)
         return x
 
     def cast(self, x: Value, dtype: np.dtype[Any]) -> Value:
-        target = self.type(dtype)
-        if x.type == target:
+        source, target = self.dtype(x), self.type(dtype)
+        if source == dtype:
             return x
-        if x.type.element == I1:
-            return self.b.uitofp(x, target)
         if dtype.kind == "b":
             return self.compare("!=", x, self.like(x, 0))
-        return self.b.fpext(x, target) if dtype.itemsize == 8 else self.b.fptrunc(x, target)
+        if source.kind == "b":
+            return self.b.uitofp(x, target) if dtype.kind == "f" else self.b.zext(x, target)
+        if source.kind == dtype.kind:
+            wider = dtype.itemsize > source.itemsize
+            if dtype.kind == "f":
+                return self.b.fpext(x, target) if wider else self.b.fptrunc(x, target)
+            return self.b.sext(x, target) if wider else self.b.trunc(x, target)
+        if dtype.kind == "f":
+            return self.b.sitofp(x, target)
+        # What is no integer of this width, NaN among it, becomes the smallest one: as the processor has it, and NumPy.
+        limit = 2.0 ** (8 * dtype.itemsize - 1)
+        fits = self.b.and_(self.compare(">=", x, self.like(x, -limit)), self.compare("<", x, self.like(x, limit)))
+        return self.b.select(fits, self.b.fptosi(x, target), self.constant(dtype, np.iinfo(dtype).min))
 
     def power(self, x: Value, y: Value, exponent: float | None) -> Value:
         """x to the y; small whole exponents that are known are products."""
@@ -270,23 +327,50 @@ class Vectors:
             lines = [self.b.shuffle_vector(x, y, half) for x, y in pairs for half in halves]
         return lines
 
+    def start(self, name: str, dtype: np.dtype[Any]) -> Value:
+        """Where a reduction begins."""
+        if name in ("sum", "cumsum", "any", "all"):
+            return self.constant(dtype, name == "all")
+        if dtype.kind == "f":
+            return self.constant(dtype, -np.inf if name == "max" else np.inf)
+        ends = (False, True) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        return self.constant(dtype, ends[name == "min"])
+
+    def combined(self, name: str, x: Value, y: Value) -> Value:
+        """Two parts of a reduction as one."""
+        if name == "sum":
+            return self.add(x, y)
+        if name in ("any", "all"):
+            return self.b.or_(x, y) if name == "any" else self.b.and_(x, y)
+        return self.extremum(">" if name == "max" else "<", x, y)
+
     def across(self, name: str, x: Value) -> Value:
-        """All lanes as one number: "sum", "max" or "min"."""
-        result = self.b.extract_element(x, I32(0))
+        """All lanes reduced to one number."""
         one = Vectors(self.b, 1)
-        for lane in range(1, self.lanes):
-            other = self.b.extract_element(x, I32(lane))
-            if name == "sum":
-                result = self.b.fadd(result, other)
-            else:
-                pair = one.extremum(">" if name == "max" else "<", one.splat(result), one.splat(other))
-                result = self.b.extract_element(pair, I32(0))
-        return result
+        result, *others = (one.splat(self.b.extract_element(x, I32(lane))) for lane in range(self.lanes))
+        for other in others:
+            result = one.combined(name, result, other)
+        return self.b.extract_element(result, I32(0))
+
+    def running(self, x: Value, before: Value) -> tuple[Value, Value]:
+        """The running sum over the lanes, beginning with a vector of one number, and the sum of all, likewise."""
+        apart = 1
+        while apart < self.lanes:
+            places = [lane - apart if lane >= apart else self.lanes for lane in range(self.lanes)]
+            moved = self.b.shuffle_vector(x, self.like(x, 0), ir.Constant(ir.VectorType(I32, self.lanes), places))
+            x = self.add(x, moved)
+            apart *= 2
+        x = self.add(x, self.spread(before))
+        return x, Vectors(self.b, 1).splat(self.b.extract_element(x, I32(self.lanes - 1)))
+
+    def counted(self, first: Value) -> Value:
+        """first, first + 1, ... in the lanes."""
+        return self.b.add(self.splat(first), ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes))))
 
 
 # A primitive's name and how its vectors are computed from the inputs' vectors.
 _UNARY: dict[str, Callable[[Vectors, Value], Value]] = {
-    "neg": lambda v, x: v.b.fneg(x),
+    "neg": Vectors.neg,
     "exp": Vectors.exp,
     "expm1": Vectors.expm1,
     "tanh": Vectors.tanh,
@@ -294,7 +378,7 @@ _UNARY: dict[str, Callable[[Vectors, Value], Value]] = {
     "relu": Vectors.relu,
     "sign": Vectors.sign,
     "sqrt": lambda v, x: v.intrinsic("sqrt", x),
-    "abs": lambda v, x: v.intrinsic("fabs", x),
+    "abs": Vectors.abs,
     "floor": lambda v, x: v.intrinsic("floor", x),
     "round": lambda v, x: v.intrinsic("rint", x),
     "log": lambda v, x: v.library("log", x),
@@ -310,9 +394,9 @@ _UNARY: dict[str, Callable[[Vectors, Value], Value]] = {
     "reshape": lambda v, x: x,
 }
 _BINARY: dict[str, Callable[[Vectors, Value, Value], Value]] = {
-    "add": lambda v, x, y: v.b.fadd(x, y),
-    "sub": lambda v, x, y: v.b.fsub(x, y),
-    "mul": lambda v, x, y: v.b.fmul(x, y),
+    "add": Vectors.add,
+    "sub": Vectors.sub,
+    "mul": Vectors.mul,
     "div": lambda v, x, y: v.b.fdiv(x, y),
     "maximum": lambda v, x, y: v.extremum(">", x, y),
     "minimum": lambda v, x, y: v.extremum("<", x, y),
@@ -325,8 +409,25 @@ _BINARY: dict[str, Callable[[Vectors, Value, Value], Value]] = {
     "logical_and": lambda v, x, y: v.b.and_(x, y),
     "logical_or": lambda v, x, y: v.b.or_(x, y),
     "logical_xor": lambda v, x, y: v.b.xor(x, y),
+    "floor_divide": lambda v, x, y: v.floor_divided(x, y)[0],
+    "remainder": lambda v, x, y: v.floor_divided(x, y)[1],
 }
-SUPPORTED = frozenset((*_UNARY, *_BINARY, "where", "clip", "cast", "power"))
+_INTEGER = frozenset(("floor_divide", "remainder"))
+SUPPORTED = frozenset((*_UNARY, *_BINARY, "where", "clip", "cast", "power")) - _INTEGER  # on floats, and logic
+_LOGIC = frozenset(("logical_and", "logical_or", "logical_xor", "logical_not"))
+_ANYTHING = frozenset((
+    "copy", "broadcast_to", "reshape", "where", "cast", "eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum", "add", "mul",
+))  # fmt: skip
+_BY_KIND = {
+    "f": SUPPORTED - _LOGIC,
+    "i": _ANYTHING | _INTEGER | {"sub", "neg", "abs", "sign", "relu", "clip"},
+    "b": _ANYTHING | _LOGIC,
+}
+
+
+def supports(name: str, dtype: np.dtype[Any]) -> bool:
+    """Whether there is code for a primitive on operands of this dtype."""
+    return dtype in TYPES and name in _BY_KIND[dtype.kind]
 
 
 def compute(v: Vectors, name: str, values: list[Value], params: dict[str, Any], exponent: float | None) -> Value:
