@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import secrets
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import platformdirs
 
-__all__ = ["Function", "address", "compiled"]
+__all__ = ["Function", "address", "compiled", "vector_bytes", "vector_registers"]
 
 Function = Callable[..., None]
 FORMAT = 3  # of the kept files
@@ -31,6 +32,20 @@ def _machine() -> tuple[llvm.TargetMachine, str]:
     target = llvm.Target.from_default_triple()
     machine = target.create_target_machine(cpu=name, features=features, opt=3, jit=True)
     return machine, f"{llvmlite.__version__} {llvm.llvm_version_info} {target.triple} {name} {features}"
+
+
+def _has(feature: str) -> bool:
+    return bool(llvm.get_host_cpu_features().get(feature, False))
+
+
+def vector_bytes() -> int:
+    """How long the vectors are that pay: those of 64 bytes were slower where the processor splits them."""
+    return 32 if _has("avx") else 16
+
+
+def vector_registers() -> int:
+    """How many such vectors the processor has at hand."""
+    return 32 if _has("avx512vl") or platform.machine().lower() in ("aarch64", "arm64") else 16
 
 
 _engines: list[Any] = []  # for ever: LLVM crashes when an engine that was given an object file is taken down

@@ -30,8 +30,8 @@ Array = np.ndarray[Any, Any]
 Loop = Callable[..., tuple[list[Array], list[Array], list[Array], list[Array]]]
 COMMON = tuple(kind for kind in KINDS if kind not in OWN)
 # Bytes of weights from which it pays that each thread reads a part of them and waits for the others twice a step: if there are
-# fewer rows than threads, and if there are more.
-MANY, LARGE = 1 << 19, 1 << 22
+# no more rows than threads, and if there are more.
+MANY, LARGE = 1 << 17, 1 << 22
 CHUNK = 192  # rows, over some steps, that go through what stands around the loop at a time: their values stay in the cache
 
 
@@ -159,7 +159,7 @@ class _Loop:
 
     def _columns(self, batch: int, most: int) -> bool:
         """Whether so many threads had better share the columns of the products than their rows."""
-        return AVAILABLE and batch > 0 and most > 1 and self.weights >= (MANY if 2 * batch <= most else LARGE)
+        return AVAILABLE and batch > 0 and most > 1 and self.weights >= (MANY if batch <= most else LARGE)
 
     def _run(self, batch: int, steps: int, chunk: int, reverse: int, room: _Room, columns: bool) -> None:
         """Each thread takes a share of the batch through all steps; they never wait for each other within the loop.

@@ -1,25 +1,27 @@
 """Products at a core's peak: h @ W with W packed once into panels, and x.T @ y over a chunk, both walked by register tiles.
 
 A step multiplies a short block of states by a matrix that stays the same for all T steps. BLAS would pack that matrix at
-every call. Here it is packed once, into panels of ``PANEL`` columns, and a tile of up to six rows by one panel keeps its
-sums in registers: 6 x 4 vectors of 32 bytes fill 24 of 32 registers. Vectors of 64 bytes were slower where the
-processor splits them.
+every call. Here it is packed once, into panels of some columns, and a tile of up to six rows by one panel keeps its
+sums in registers: 6 x 4 vectors fill 24 of 32 registers, and 6 x 2 vectors 12 where there are 16, as with AVX2.
 """
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
 from tinyseq_numba.loop.vectors import FLOATS, I64, Vectors
+from tinyseq_numba.machine import vector_bytes, vector_registers
 
 __all__ = ["DEPTH", "ROWS", "define_outer", "define_product", "lanes_of", "loop", "packed_shape", "panel_of", "write_pack"]
 
-VECTORS = 4  # vectors of a panel
-ROWS = 6  # rows of the largest tile
-BYTES = 32  # of a vector
+BYTES = vector_bytes()
+VECTORS = 4 if vector_registers() >= 32 else 2  # of a panel
+ROWS = 6  # of the largest tile
+CHAINS = 8  # sums that are under way at the same time: two multiplications a cycle, each of four or five cycles
 DEPTH = 256  # rows that an outer product takes at a time: as many as leave a panel in the nearest cache
 
 
@@ -165,6 +167,7 @@ class loop:
 def _define_tile(module: ir.Module, dtype: np.dtype[Any], size: int, outer: bool = False) -> ir.Function:
     """``tile(K, A, lda, panel, C, ldc)``: ``size`` rows of A times one panel.
 
+    A multiplication waits for the one before it that adds to the same sums. So few rows have several sums of each number.
     Of an outer product, A is a panel too, of ``size`` columns, and the product is added to C.
     """
     name = f"{'outer_' if outer else ''}tile{size}_{dtype.name}"
@@ -176,36 +179,35 @@ def _define_tile(module: ir.Module, dtype: np.dtype[Any], size: int, outer: bool
     b = ir.IRBuilder(function.append_basic_block("entry"))
     v = Vectors(b, lanes)
     zero = v.constant(dtype, 0)
+    chains = 1 if outer else max(1, CHAINS // (size * VECTORS))
+    sums = [[[b.alloca(zero.type) for _ in range(VECTORS)] for _ in range(size)] for _ in range(chains)]  # in registers
+    for place in (place for chain in sums for row in chain for place in row):
+        b.store(zero, place)
     rows = [b.gep(a, [b.mul(lda, I64(r))], source_etype=element) for r in range(size)]
-    entry, body, end = b.block, b.append_basic_block("body"), b.append_basic_block("end")
-    b.branch(body)
-    b.position_at_end(body)
-    k = b.phi(I64)
-    k.add_incoming(I64(0), entry)
-    sums = [[b.phi(zero.type) for _ in range(VECTORS)] for _ in range(size)]
-    for row in sums:
-        for one in row:
-            one.add_incoming(zero, entry)
-    at = b.gep(panel, [b.mul(k, I64(VECTORS * lanes))], source_etype=element)
-    weights = [v.load(dtype, b.gep(at, [I64(i * lanes)], source_etype=element)) for i in range(VECTORS)]
-    column = b.gep(a, [b.mul(k, I64(size))], source_etype=element)
-    new = []
-    for r in range(size):
-        place = b.gep(column, [I64(r)], source_etype=element) if outer else b.gep(rows[r], [k], source_etype=element)
-        state = v.load_one(dtype, place)
-        new.append([v.fma(state, weights[i], sums[r][i]) for i in range(VECTORS)])
-    following = b.add(k, I64(1))
-    k.add_incoming(following, body)
-    for old_row, new_row in zip(sums, new, strict=True):
-        for old, value in zip(old_row, new_row, strict=True):
-            old.add_incoming(value, body)
-    b.cbranch(b.icmp_signed("<", following, inner), body, end)
-    b.position_at_end(end)
+
+    def add(k: Any, chain: list[list[Any]]) -> None:
+        at = b.gep(panel, [b.mul(k, I64(VECTORS * lanes))], source_etype=element)
+        weights = [v.load(dtype, b.gep(at, [I64(i * lanes)], source_etype=element)) for i in range(VECTORS)]
+        column = b.gep(a, [b.mul(k, I64(size))], source_etype=element)
+        for r in range(size):
+            place = b.gep(column, [I64(r)], source_etype=element) if outer else b.gep(rows[r], [k], source_etype=element)
+            state = v.load_one(dtype, place)
+            for weight, total in zip(weights, chain[r], strict=True):
+                b.store(v.fma(state, weight, b.load(total, typ=zero.type)), total)
+
+    whole = b.mul(b.sdiv(inner, I64(chains)), I64(chains))
+    with loop(b, I64(0), whole, chains) as k:
+        for i, chain in enumerate(sums):
+            add(b.add(k, I64(i)), chain)
+    if chains > 1:
+        with loop(b, whole, inner) as k:
+            add(k, sums[0])
     for r in range(size):
         out = b.gep(c, [b.mul(ldc, I64(r))], source_etype=element)
         for i in range(VECTORS):
             place = b.gep(out, [I64(i * lanes)], source_etype=element)
-            v.store(b.fadd(v.load(dtype, place), new[r][i]) if outer else new[r][i], dtype, place)
+            parts = [b.load(chain[r][i], typ=zero.type) for chain in sums] + ([v.load(dtype, place)] if outer else [])
+            v.store(reduce(b.fadd, parts), dtype, place)
     b.ret_void()
     return function
 
