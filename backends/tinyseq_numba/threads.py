@@ -13,7 +13,7 @@ from tinyseq_numba.waiting import Mailbox, call
 
 __all__ = ["run", "threads", "together"]
 
-LOOKS = 20_000  # of a thread into its mailbox before it sleeps: about half a millisecond
+LOOKS = 80_000  # of a thread into its mailbox before it sleeps: about two milliseconds, more than is between two loops
 
 
 def cores() -> int:

@@ -111,12 +111,16 @@ class _Loop:
         given = [a if a.flags.c_contiguous else a.copy() for a in stacks]
         same = [a if a.flags.c_contiguous or i in self.only_packed else a.copy() for i, a in enumerate(closed)]
         written = [empty((steps, *v.shape), v.dtype) for v in step.written if isinstance(v, Var)]
-        totals = []
-        for total in step.sums:
-            apart = 1 if total.kind == "each" or (columns and total.kind == "product") else shares  # or each has its part of it
-            totals.append(np.zeros((apart, *(total.var.shape if total.kind == "each" else _room(total))), total.var.dtype))
         size = (batch, shares, chunk, batch if columns else share)
         room = self._room(size)
+        totals = []
+        for total, own in zip(step.sums, room.totals, strict=True):
+            if own is None:
+                shape = total.var.shape if total.kind == "each" else _room(total)
+                totals.append(np.zeros((1, *shape), total.var.dtype))  # is handed out
+            else:
+                own.fill(0)
+                totals.append(own)
         for closed_at, place, packed_at in zip(self.packed, room.packed, room.addresses["packed"], strict=True):
             pack(closed[closed_at], place, packed_at)
         at = [_address(a) for a in carried]
@@ -167,7 +171,7 @@ class _Loop:
         Or each takes a share of the columns of every product besides, and they do wait.
         """
         shares = len(room.tables)
-        edges = [batch * i // shares for i in range(shares + 1)]
+        edges = [-(-batch * i // shares) for i in range(shares + 1)]  # the first has no less than the others, which begin later
         for part, (table, (first, last)) in enumerate(zip(room.tables, itertools.pairwise(edges), strict=True)):
             table[:NUMBERS] = first, last, batch, steps, chunk, reverse, *((part, shares) if columns else (0, 1))
         room.barrier[0] = 0
@@ -186,6 +190,14 @@ class _Room:
         # Zeros where nothing is written: columns that a wider value has beside those it was made of.
         self.scratch = [aligned((batch, width), dtype) for width, dtype in layout.scratch]
         self.chunks = [aligned((chunk, batch, width), dtype) for width, dtype in layout.chunks]
+        # Sums of which each thread has its own; the others are one array, to which each adds rows or columns of its own.
+        columns = rows == batch and shares > 1
+        self.totals = [
+            None
+            if shares == 1 or total.kind == "each" or (columns and total.kind == "product")
+            else aligned((shares, *_room(total)), total.var.dtype)
+            for total in step.sums
+        ]
         self.partials = [aligned((shares, *_room(total)), total.var.dtype) for total in step.sums]
         products = [total for total in step.sums if total.kind == "product"]
         depth = max(DEPTH, rows)
@@ -217,15 +229,15 @@ def _room(total: Total) -> tuple[int, ...]:
 
 def _sum(total: Total, shares: Array) -> Array:
     """The threads' sums as one, in the order of the threads."""
-    whole = shares[0]
     if total.kind == "each":
-        return whole
+        return shares[0]
+    if total.kind == "product":
+        rows, columns = total.var.shape
+        shares = shares[:, :rows, :columns]
+    whole = shares[0]
     for one in shares[1:]:
         whole = whole + one
-    if total.kind == "rows":
-        return whole.reshape(total.var.shape)
-    rows, columns = total.var.shape
-    return whole[:rows, :columns]
+    return whole.reshape(total.var.shape) if total.kind == "rows" else whole
 
 
 def _address(array: Array) -> int:
