@@ -320,7 +320,7 @@ def plot(
     across = first.get_yaxis_transform()  # the width is 1
     for bits, label in zip(counted, ("as frequent as it is", "as frequent as after the one before"), strict=True):
         first.axhline(bits, color="gray", linewidth=0.8, linestyle=":")
-        first.text(0.99, bits, label, fontsize=8, color="gray", ha="right", va="bottom", transform=across)
+        first.text(0.01, bits, label, fontsize=8, color="gray", va="bottom", transform=across)
     first.set(xlabel="update", ylabel="bits a character", title="learning Shakespeare's plays")
     first.legend(ncols=len(learned), fontsize=8)
     places = np.arange(len(times))
