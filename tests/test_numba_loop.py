@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -441,3 +443,43 @@ def test_an_error_and_an_interruption_wait_for_all_shares() -> None:
         together(work, [(3,), (2,)])
     together(work, [(4,), (5,)])  # the thread goes on
     assert sorted(ended) == [1, 2, 3, 4, 5]
+
+
+OTHER_PROCESSOR = """
+import sys
+
+import numpy as np
+
+from tinyseq_numba import machine
+
+length, registers = map(int, sys.argv[1:])
+machine.vector_bytes, machine.vector_registers = lambda: length, lambda: registers
+
+import tinyseq as ts
+
+with ts.use_backend("numba"):
+    for dtype, tolerance in (("float32", 2e-5), ("float64", 1e-11)):
+        for steps, batch, inputs, hidden in ((7, 5, 19, 83), (3, 1, 8, 130), (4, 13, 33, 16)):
+            layer, xs = ts.nn.LSTM(inputs, hidden, dtype=dtype), ts.random.randn((steps, batch, inputs), dtype).requires_grad_()
+            found = []
+            for layer.unroll in (False, True):
+                leaves = [xs, *layer.parameters()]
+                for leaf in leaves:
+                    leaf.grad = None
+                ys, _ = layer(xs)
+                (ys * ys).sum().backward()
+                found.append([ys.numpy(), *(leaf.grad.numpy() for leaf in leaves)])
+            for a, b in zip(*found, strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
+from tinyseq_numba.loop import product
+
+print(product.lanes_of(np.dtype("float32")), product.VECTORS)
+"""
+
+
+@pytest.mark.parametrize(("length", "registers", "tile"), [(16, 16, "4 2"), (16, 32, "4 4"), (32, 16, "8 2"), (32, 32, "8 4")])
+def test_tiles_of_every_kind_of_processor(length: int, registers: int, tile: str) -> None:
+    """Vectors of SSE and NEON are shorter than those of AVX, and AVX-512 and NEON have twice as many registers."""
+    command = [sys.executable, "-W", "error", "-c", OTHER_PROCESSOR, str(length), str(registers)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, tile), done.stderr
