@@ -260,7 +260,7 @@ def run(options: argparse.Namespace) -> None:
 def parser() -> Parser:
     result = example_parser("spelling", __doc__)
     add = result.add_argument
-    add("--steps", type=SIZE, default=4000, metavar="N", help="updates of each model [%(default)s]")
+    add("--steps", type=SIZE, default=2500, metavar="N", help="updates of each model [%(default)s]")
     add("--hidden", type=SIZE, default=96, metavar="H", help="units a direction; the decoder has twice as many [%(default)s]")
     add("--embedding", type=SIZE, default=48, metavar="E", help="units of an embedding [%(default)s]")
     add("--dropout", type=number(float, 0, 1), default=0.1, metavar="P", help="of embedded letters and phonemes [%(default)s]")

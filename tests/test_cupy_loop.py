@@ -8,6 +8,7 @@ run on a GPU.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import itertools
 import operator
@@ -16,7 +17,7 @@ import re
 import subprocess
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -437,16 +438,48 @@ BARRIER = re.compile(
 )
 
 
-def mutants(text: str, stationary: bool) -> Iterator[tuple[str, str]]:
-    """The source without one of the barriers that the driver comes to, and which."""
+def with_switches(text: str, stationary: bool) -> tuple[str, list[str]]:
+    """The source in which ``left_out`` says which of the barriers that the driver comes to is left out, and their names."""
     kernels = text.index("#if TS_STATIONARY\nextern")
     other = text.index("#else", kernels)
     exchange = text.index("TS_FUNCTION void ts_exchange"), text.index("template <class F> TS_FUNCTION F* ts_take")
-    for found in BARRIER.finditer(text):
+    names: list[str] = []
+
+    def switch(found: re.Match[str]) -> str:
         at = found.start()
-        skipped = at > other if stationary else kernels < at < other or exchange[0] < at < exchange[1]
-        if not skipped:
-            yield text[:at] + ";" + text[found.end() :], f"{found[0]} in line {text[:at].count(chr(10)) + 1}"
+        passed_by = at > other if stationary else kernels < at < other or exchange[0] < at < exchange[1]
+        if passed_by:
+            return found[0]
+        names.append(f"{found[0]} in line {text[:at].count(chr(10)) + 1}")
+        return f"if (left_out != {len(names) - 1}) {{ {found[0]} }}"
+
+    switched = BARRIER.sub(switch, text)
+    return 'extern "C" { int left_out = -1; }\n' + switched, names
+
+
+def check_each_barrier(loops: Sequence[Any], right: Callable[[Any], bool]) -> None:
+    """All is right with every barrier, and wrong in one of the loops without any one of them."""
+    stationary = loops[0].tile.stationary
+    text, names = with_switches(loops[0].text, stationary)
+    for loop in loops:
+        loop.program = loop.machine.compile(text, loop.tile.defines)
+        assert right(loop)
+
+    def goes_wrong(loop: Any, barrier: int) -> bool:
+        left_out = ctypes.c_int.in_dll(loop.program.library, "left_out")
+        left_out.value = barrier
+        try:
+            with np.errstate(all="ignore"):
+                return not right(loop)
+        except gpu_shim.Broken:
+            return True
+        finally:
+            left_out.value = -1
+
+    for barrier, name in enumerate(names):
+        assert any(goes_wrong(loop, barrier) for loop in loops), f"nothing goes wrong without {name}"
+    # Four in a product; the exchange has three more and is called before each section but, at times, the first.
+    assert len(names) >= (8 if stationary else 4), text
 
 
 def check_that_each_barrier_is_needed(cell: str, direction: str, driver: str) -> None:
@@ -456,22 +489,7 @@ def check_that_each_barrier_is_needed(cell: str, direction: str, driver: str) ->
     # Between two splits and one, two row groups and one, each barrier of a product guards something.
     orders = (("ascending", 0), ("descending", 0), ("random", 0), ("random", 1))
     loops = [shim(step, t, order, seed) for t in (tile, replace(tile, splits=1, row_groups=1)) for order, seed in orders]
-    text = loops[0].text
-    count = 0
-    for mutant, what in mutants(text, tile.stationary):
-        count += 1
-        for loop in loops:
-            loop.program = loop.machine.compile(mutant, loop.tile.defines)
-            try:
-                with np.errstate(all="ignore"):
-                    if not close(results(loop, given, steps, False), wanted):
-                        break
-            except gpu_shim.Broken:
-                break
-        else:
-            pytest.fail(f"{cell} {direction} {driver}: nothing goes wrong without {what}")
-    # Four in a product; the exchange has three more and is called before each section but, at times, the first.
-    assert count >= (8 if tile.stationary else 4), text
+    check_each_barrier(loops, lambda loop: close(results(loop, given, steps, False), wanted))
 
 
 @needs_compiler

@@ -15,7 +15,7 @@ import gpu_shim
 import numpy as np
 import pytest
 from gpu_shim.compilers import compiler
-from test_cupy_loop import DIRECTIONS, EACH, H100, LAYERS, arguments, mutants, reference, results, step_of
+from test_cupy_loop import DIRECTIONS, EACH, H100, LAYERS, arguments, check_each_barrier, reference, results, step_of
 from tinyseq_cupy.loop import run
 from tinyseq_cupy.loop.plan import plan_step
 from tinyseq_cupy.loop.source import BASICS, PRELUDE, source
@@ -175,22 +175,7 @@ def test_each_barrier_is_needed(kind: str, driver: str) -> None:
     ]
     wanted = results(loops[0], given, 3, False)
     near = lambda got: all(np.allclose(a, b, rtol=2e-3, atol=2e-3) for a, b in zip(got, wanted, strict=True))
-    for loop in loops:
-        assert near(results(loop, given, 3, False))
-    count = 0
-    for mutant, what in mutants(loops[0].text, tile.stationary):
-        count += 1
-        for loop in loops:
-            loop.program = loop.machine.compile(mutant, loop.tile.defines)
-            try:
-                with np.errstate(all="ignore"):
-                    if not near(results(loop, given, 3, False)):
-                        break
-            except gpu_shim.Broken:
-                break
-        else:
-            pytest.fail(f"nothing goes wrong without {what}")
-    assert count >= (8 if tile.stationary else 4)
+    check_each_barrier(loops, lambda loop: near(results(loop, given, 3, False)))
 
 
 def product_step(units: int, inner: int, dtype: Any, factor: float) -> Step:
