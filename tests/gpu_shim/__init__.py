@@ -125,7 +125,7 @@ def build(text: str, defines: dict[str, int], flags: Sequence[str] = ()) -> ctyp
         code.write_text(text + 'extern "C" { int shim_threads = TS_THREADS; }\n')
         include = ["-include", str(HERE / "shim.h")]
         _compile(
-            ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", *options, *include, str(code), str(scheduler), "-o", str(library)]
+            ["-std=c++17", "-O0", "-w", "-shared", "-fPIC", *options, *include, str(code), str(scheduler), "-o", str(library)]
         )
         _libraries[key] = ctypes.CDLL(str(library))
     return _libraries[key]
