@@ -318,9 +318,10 @@ def plot(
         own_updates = np.arange(1, len(own.losses) + 1)
         first.plot(own_updates[some], own.losses[some], "o", color=f"C{i}", markersize=5, mfc="none", label=f"{name}, own cell")
     across = first.get_yaxis_transform()  # the width is 1
-    for bits, label in zip(counted, ("as frequent as it is", "as frequent as after the one before"), strict=True):
+    labels = ("as frequent as it is", 0.99, "right"), ("as frequent as after the one before", 0.01, "left")
+    for bits, (label, place, side) in zip(counted, labels, strict=True):  # where no curve is
         first.axhline(bits, color="gray", linewidth=0.8, linestyle=":")
-        first.text(0.01, bits, label, fontsize=8, color="gray", va="bottom", transform=across)
+        first.text(place, bits, label, fontsize=8, color="gray", va="bottom", ha=side, transform=across)
     first.set(xlabel="update", ylabel="bits a character", title="learning Shakespeare's plays")
     first.legend(ncols=len(learned), fontsize=8)
     places = np.arange(len(times))
