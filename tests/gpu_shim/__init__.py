@@ -124,7 +124,7 @@ def build(text: str, defines: dict[str, int], flags: Sequence[str] = ()) -> ctyp
         code, library = folder / f"{key}.cpp", folder / f"{key}.so"
         code.write_text(text + 'extern "C" { int shim_threads = TS_THREADS; }\n')
         include = ["-include", str(HERE / "shim.h")]
-        _compile(
+        _compile(  # most are run for milliseconds: to optimize them would take longer than it saves
             ["-std=c++17", "-O0", "-w", "-shared", "-fPIC", *options, *include, str(code), str(scheduler), "-o", str(library)]
         )
         _libraries[key] = ctypes.CDLL(str(library))
